@@ -1,0 +1,81 @@
+package sandbox
+
+import (
+	"errors"
+	"fmt"
+)
+
+// Code is the class of an error, stable for programs to act on.
+type Code string
+
+// The closed set of codes.
+const (
+	CodeInvalid     Code = "invalid_request"
+	CodeUnknownPack Code = "unknown_pack"
+	CodeNotFound    Code = "not_found"
+	CodeTooLarge    Code = "too_large"
+	CodeBoot        Code = "boot_failed"
+	CodeLost        Code = "sandbox_lost"
+	CodeClosing     Code = "shutting_down"
+	CodeCanceled    Code = "canceled"
+	CodeInternal    Code = "internal"
+)
+
+// Error is an error meant for the client: its message names no path, address
+// or identity of the host. The cause, if there is one, is for the log.
+type Error struct {
+	Code    Code
+	Message string
+	Cause   error
+}
+
+// The errors that callers compare against with [errors.Is], which matches by
+// code.
+var (
+	ErrUnknownPack = &Error{Code: CodeUnknownPack, Message: "unknown language pack"}
+	ErrNotFound    = &Error{Code: CodeNotFound, Message: "sandbox not found"}
+	ErrBoot        = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
+	ErrLost        = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
+	ErrClosing     = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
+)
+
+// Error returns the message and, for the log, the cause.
+func (e *Error) Error() string {
+	if e.Cause == nil {
+		return e.Message
+	}
+	return e.Message + ": " + e.Cause.Error()
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Cause }
+
+// Is reports whether target is an [Error] of the same code.
+func (e *Error) Is(target error) bool {
+	t, ok := target.(*Error)
+	return ok && t.Code == e.Code
+}
+
+// Because returns e with a cause for the log.
+func (e *Error) Because(cause error) *Error {
+	return &Error{Code: e.Code, Message: e.Message, Cause: cause}
+}
+
+// Invalid is an error in what a client sent.
+func Invalid(format string, args ...any) *Error {
+	return &Error{Code: CodeInvalid, Message: fmt.Sprintf(format, args...)}
+}
+
+// UnknownPack is [ErrUnknownPack] for the pack called name.
+func UnknownPack(name string) *Error {
+	return &Error{Code: CodeUnknownPack, Message: fmt.Sprintf("%s: %q", ErrUnknownPack.Message, name)}
+}
+
+// Public returns what a client may be told about err: its code, and its message
+// without the cause. An error that is no [Error] is internal and says nothing.
+func Public(err error) (Code, string) {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Code, e.Message
+	}
+	return CodeInternal, "internal error"
+}

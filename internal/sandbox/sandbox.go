@@ -1,0 +1,102 @@
+// Package sandbox is emberd's vocabulary: what a sandbox is called, what may be
+// asked of it, the states it passes through and the errors every layer agrees
+// on.
+//
+// The one idea is that each layer speaks these words and converts at its own
+// edge only: HTTP in httpapi, protobuf in agent, JSON in store. The package
+// depends on the standard library alone and does nothing but describe.
+package sandbox
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"strings"
+	"time"
+)
+
+// idPrefix begins every sandbox id; idHexLen hex digits follow.
+const (
+	idPrefix = "sb_"
+	idHexLen = 12
+)
+
+// ID names one sandbox for ever; ids are never reused.
+type ID string
+
+// NewID returns a fresh random id, "sb_" and 12 hex digits.
+func NewID() ID {
+	var b [idHexLen / 2]byte
+	_, _ = rand.Read(b[:]) // documented never to fail
+	return ID(idPrefix + hex.EncodeToString(b[:]))
+}
+
+// ParseID accepts exactly what [NewID] makes. Anything else is [ErrNotFound],
+// since it cannot name a sandbox.
+func ParseID(s string) (ID, error) {
+	rest, ok := strings.CutPrefix(s, idPrefix)
+	if !ok || len(rest) != idHexLen || strings.Trim(rest, "0123456789abcdef") != "" {
+		return "", ErrNotFound
+	}
+	return ID(s), nil
+}
+
+// DefaultPack is the language pack of a create request that names none.
+const DefaultPack = "python"
+
+// Spec is what a client asks for when creating a sandbox.
+type Spec struct {
+	Pack string `json:"pack"`
+}
+
+// Size is what a microVM is given.
+type Size struct {
+	VCPUs     int `json:"vcpus"`
+	MemoryMiB int `json:"memory_mib"`
+}
+
+// DefaultSize is enough for an interpreter with the common libraries loaded.
+var DefaultSize = Size{VCPUs: 1, MemoryMiB: 256}
+
+// BootPath says how a sandbox's microVM came to be.
+type BootPath string
+
+// ColdBoot is a microVM booted from its kernel when it was asked for.
+const ColdBoot BootPath = "cold-boot"
+
+// Sandbox is what emberd tells about one sandbox. It is a value: holding one
+// says nothing about whether the sandbox still exists.
+type Sandbox struct {
+	ID        ID        `json:"id"`
+	Pack      string    `json:"pack"`
+	Size      Size      `json:"size"`
+	State     State     `json:"state"`
+	BootPath  BootPath  `json:"boot_path"`
+	CreatedAt time.Time `json:"created_at"`
+}
+
+// ExecRequest is one program to run in a sandbox.
+type ExecRequest struct {
+	// Code is source text for the pack's interpreter. It may hold any bytes but
+	// NUL.
+	Code string
+	// Stdin is given to the program byte for byte and then ends.
+	Stdin []byte
+	// Timeout is a wall-clock limit; zero means none.
+	Timeout time.Duration
+}
+
+// ExecResult tells how a program ended. There is a result only when that is
+// known; everything else is an error.
+type ExecResult struct {
+	Stdout, Stderr []byte
+	// ExitCode is the program's status, 128+n when signal n ended it, and -1
+	// when Err is set.
+	ExitCode int
+	Duration time.Duration
+	// Err is set when there is no exit code to report: [ErrTextTimedOut], or
+	// why the interpreter could not be started.
+	Err string
+}
+
+// ErrTextTimedOut is [ExecResult].Err of a program that was killed at its limit.
+const ErrTextTimedOut = "execution timed out"
