@@ -1,0 +1,75 @@
+// Package paths knows where emberd keeps things: every path on disk that two
+// packages have to agree on is made here.
+//
+// There are two roots. The data directory (by default /var/lib/emberd) holds
+// what was fetched or built and survives a reboot; the run directory (by
+// default /run/emberd) holds what describes processes that are alive and goes
+// with them. The package makes names only; it never touches the disk.
+package paths
+
+import "path/filepath"
+
+// The roots a daemon and its CLI use when told nothing else.
+const (
+	DefaultData = "/var/lib/emberd"
+	DefaultRun  = "/run/emberd"
+)
+
+// Data is the data directory.
+type Data string
+
+func (d Data) in(elem ...string) string {
+	return filepath.Join(append([]string{string(d)}, elem...)...)
+}
+
+// Firecracker is the VMM's executable, Jailer the one that confines it. Both
+// are of the same release.
+func (d Data) Firecracker() string { return d.in("firecracker", "firecracker") }
+
+// Jailer is the executable that starts [Data.Firecracker].
+func (d Data) Jailer() string { return d.in("firecracker", "jailer") }
+
+// Vmlinux is the guest kernel as Firecracker boots it, an uncompressed ELF.
+func (d Data) Vmlinux() string { return d.in("kernel", "vmlinux") }
+
+// Vmlinuz is the same kernel as QEMU boots it, a bzImage.
+func (d Data) Vmlinuz() string { return d.in("kernel", "vmlinuz") }
+
+// Modules is the directory of that kernel's modules, laid out as in
+// /lib/modules/VERSION.
+func (d Data) Modules() string { return d.in("kernel", "modules") }
+
+// GuestInitramfs is the initramfs of sandboxes.
+func (d Data) GuestInitramfs() string { return d.in("kernel", "initramfs.cpio") }
+
+// Packs is the directory of built packs, one folder each.
+func (d Data) Packs() string { return d.in("packs") }
+
+// PackRootfs is the root filesystem image of a built pack.
+func (d Data) PackRootfs(pack string) string { return d.in("packs", pack, "rootfs.squashfs") }
+
+// PackManifest describes a built pack.
+func (d Data) PackManifest(pack string) string { return d.in("packs", pack, "manifest.json") }
+
+// Jails is where the jailer makes its chroots. It shares a filesystem with the
+// kernel and the packs, so that a chroot holds hard links instead of copies.
+func (d Data) Jails() string { return d.in("jail") }
+
+// Machine is where the disks of the machine are kept.
+func (d Data) Machine() string { return d.in("machine") }
+
+// Run is the run directory.
+type Run string
+
+func (r Run) in(elem ...string) string {
+	return filepath.Join(append([]string{string(r)}, elem...)...)
+}
+
+// Lock is held by the one daemon that uses this run directory.
+func (r Run) Lock() string { return r.in("emberd.lock") }
+
+// Sandboxes is the directory of sandbox records, one file each.
+func (r Run) Sandboxes() string { return r.in("sandboxes") }
+
+// Machine is the directory of the running machine called name.
+func (r Run) Machine(name string) string { return r.in("machine", name) }

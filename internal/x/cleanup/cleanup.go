@@ -1,0 +1,57 @@
+// Package cleanup undoes a half-made thing. Each step of making it adds its own
+// undo to a [Stack]; success releases the stack, failure unwinds it in reverse.
+//
+// Undoing runs on a context of its own ([Context]), which the caller's
+// cancellation cannot reach and which cannot hang for ever: a create that was
+// interrupted must still be able to clear up after itself.
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Timeout bounds one teardown.
+const Timeout = 15 * time.Second
+
+// Context returns a context for a teardown: it carries ctx's values, ignores
+// its cancellation and ends after [Timeout].
+func Context(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(context.WithoutCancel(ctx), Timeout)
+}
+
+// Stack holds the undo of each step done so far. The zero value is ready. It is
+// used by one goroutine at a time.
+type Stack struct {
+	undos []undo
+}
+
+type undo struct {
+	name string
+	run  func(context.Context) error
+}
+
+// Add pushes the undo of the step called name.
+func (s *Stack) Add(name string, run func(context.Context) error) {
+	s.undos = append(s.undos, undo{name, run})
+}
+
+// Release forgets every undo: what was made now belongs to somebody else.
+func (s *Stack) Release() { s.undos = nil }
+
+// Unwind runs every undo, last first, and empties the stack. One that fails
+// does not stop the others; their errors are joined.
+func (s *Stack) Unwind(ctx context.Context) error {
+	ctx, cancel := Context(ctx)
+	defer cancel()
+	var errs []error
+	for i := len(s.undos) - 1; i >= 0; i-- {
+		if err := s.undos[i].run(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("undo %s: %w", s.undos[i].name, err))
+		}
+	}
+	s.undos = nil
+	return errors.Join(errs...)
+}
