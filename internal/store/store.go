@@ -1,0 +1,164 @@
+// Package store keeps the record of each sandbox on disk.
+//
+// The one idea: the disk is the registry and memory is a cache of it. A record
+// is written before the first thing it describes exists and removed after the
+// last is gone, so whatever happens to the daemon, the next one can find out
+// what there may be to clear up.
+//
+// Records live on tmpfs: they have to outlive the daemon, not the host, because
+// the microVMs die with the host too. A rename is therefore all the durability
+// there is. One daemon at a time uses a store; the lock says which.
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// version is the record format this code reads and writes.
+const version = 1
+
+// suffix ends the name of a record; quarantined is added to one that cannot be
+// read, which keeps it for a person to look at and out of the way.
+const (
+	suffix      = ".json"
+	quarantined = ".corrupt"
+)
+
+// record is a sandbox as it stands on disk.
+type record struct {
+	Version int             `json:"version"`
+	Sandbox sandbox.Sandbox `json:"sandbox"`
+}
+
+// Store is an open store. Its methods may be called by any number of
+// goroutines, but only by one at a time for the same id.
+type Store struct {
+	dir  string
+	lock *os.File
+}
+
+// Open makes the run directory if need be and takes its lock. When another
+// daemon holds it, the error names that daemon's process.
+func Open(run paths.Run) (*Store, error) {
+	if err := os.MkdirAll(run.Sandboxes(), 0o700); err != nil {
+		return nil, fmt.Errorf("run directory: %w", err)
+	}
+	lock, err := takeLock(run.Lock())
+	if err != nil {
+		return nil, err
+	}
+	return &Store{dir: run.Sandboxes(), lock: lock}, nil
+}
+
+// takeLock locks path for this process and writes its pid into it. The kernel
+// drops the lock with the process, however that ends, so a stale file locks
+// nobody out.
+func takeLock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock: %w", err)
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		holder, _ := os.ReadFile(path)
+		_ = f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return nil, fmt.Errorf("another emberd (pid %s) is using %s", strings.TrimSpace(string(holder)), filepath.Dir(path))
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	pid := fmt.Appendf(nil, "%d\n", os.Getpid())
+	if err := errors.Join(f.Truncate(0), writeAt(f, pid)); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return f, nil
+}
+
+func writeAt(f *os.File, b []byte) error {
+	_, err := f.WriteAt(b, 0)
+	return err
+}
+
+// Close drops the lock. Records stay.
+func (s *Store) Close() error { return s.lock.Close() }
+
+// Put writes the record of sb, replacing an older one at once or not at all.
+func (s *Store) Put(sb sandbox.Sandbox) error {
+	b, err := json.Marshal(record{Version: version, Sandbox: sb})
+	if err != nil {
+		return fmt.Errorf("record %s: %w", sb.ID, err)
+	}
+	if err := renameio.WriteFile(s.path(sb.ID), b, 0o600, renameio.WithTempDir(s.dir)); err != nil {
+		return fmt.Errorf("record %s: %w", sb.ID, err)
+	}
+	return nil
+}
+
+// Delete removes the record of id. One that is not there is no error.
+func (s *Store) Delete(id sandbox.ID) error {
+	if err := os.Remove(s.path(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	return nil
+}
+
+// Load reads every record. One that cannot be read is set aside under another
+// name and reported in the error; the others are returned all the same.
+func (s *Store) Load() ([]sandbox.Sandbox, error) {
+	entries, err := os.ReadDir(s.dir)
+	if err != nil {
+		return nil, fmt.Errorf("records: %w", err)
+	}
+	var (
+		found []sandbox.Sandbox
+		errs  []error
+	)
+	for _, e := range entries {
+		if !strings.HasSuffix(e.Name(), suffix) {
+			continue
+		}
+		path := filepath.Join(s.dir, e.Name())
+		sb, err := read(path)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("record %s: %w", e.Name(), err), os.Rename(path, path+quarantined))
+			continue
+		}
+		found = append(found, sb)
+	}
+	return found, errors.Join(errs...)
+}
+
+func read(path string) (sandbox.Sandbox, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	if r.Version != version {
+		return sandbox.Sandbox{}, fmt.Errorf("format version %d, this emberd knows %d", r.Version, version)
+	}
+	id, err := sandbox.ParseID(string(r.Sandbox.ID))
+	if err != nil || string(id)+suffix != filepath.Base(path) {
+		return sandbox.Sandbox{}, fmt.Errorf("holds the id %q", r.Sandbox.ID)
+	}
+	return r.Sandbox, nil
+}
+
+func (s *Store) path(id sandbox.ID) string {
+	return filepath.Join(s.dir, string(id)+suffix)
+}

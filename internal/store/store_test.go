@@ -1,0 +1,125 @@
+package store
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+func open(t *testing.T, run paths.Run) *Store {
+	t.Helper()
+	s, err := Open(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+func TestRecordsSurviveTheDaemon(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	s := open(t, run)
+	want := sandbox.Sandbox{
+		ID: sandbox.NewID(), Pack: "python", Size: sandbox.DefaultSize,
+		State: sandbox.Running, BootPath: sandbox.ColdBoot, CreatedAt: time.Now().UTC().Round(0),
+	}
+	gone := sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Creating}
+	for _, sb := range []sandbox.Sandbox{{ID: want.ID, State: sandbox.Creating}, gone, want} {
+		if err := s.Put(sb); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := s.Delete(gone.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+
+	got, err := open(t, run).Load()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, []sandbox.Sandbox{want}) {
+		t.Errorf("got %+v, want only %+v", got, want)
+	}
+}
+
+func TestSecondDaemonIsTurnedAway(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	open(t, run)
+	_, err := Open(run)
+	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("(pid %d)", os.Getpid())) {
+		t.Errorf("got %v, want an error naming pid %d", err, os.Getpid())
+	}
+}
+
+func TestDamagedRecordIsSetAside(t *testing.T) {
+	id := sandbox.NewID()
+	for name, content := range map[string]string{
+		"not json":        "{",
+		"empty":           "",
+		"another version": `{"version":2,"sandbox":{"id":"` + string(id) + `"}}`,
+		"another id":      `{"version":1,"sandbox":{"id":"sb_000000000000"}}`,
+		"a path as id":    `{"version":1,"sandbox":{"id":"../../etc/passwd"}}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			run := paths.Run(t.TempDir())
+			s := open(t, run)
+			whole := sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Running}
+			if err := s.Put(whole); err != nil {
+				t.Fatal(err)
+			}
+			path := filepath.Join(run.Sandboxes(), string(id)+".json")
+			if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.Load()
+			if err == nil || !strings.Contains(err.Error(), string(id)) {
+				t.Errorf("error %v does not name the record", err)
+			}
+			if len(got) != 1 || got[0].ID != whole.ID {
+				t.Errorf("got %v, want the whole record only", got)
+			}
+			if kept, _ := os.ReadFile(path + ".corrupt"); string(kept) != content {
+				t.Errorf("quarantined record holds %q, want %q", kept, content)
+			}
+			if again, err := s.Load(); err != nil || len(again) != 1 {
+				t.Errorf("second load: %v, %v", again, err)
+			}
+		})
+	}
+}
+
+// A field of a record that JSON cannot carry would be lost over a restart
+// without a word.
+func TestEveryFieldOfARecordIsSaved(t *testing.T) {
+	var walk func(reflect.Type)
+	walk = func(typ reflect.Type) {
+		if typ.Kind() != reflect.Struct || typ == reflect.TypeFor[time.Time]() {
+			return
+		}
+		for f := range typ.NumField() {
+			field := typ.Field(f)
+			tag := field.Tag.Get("json")
+			if !field.IsExported() || tag == "" || tag == "-" {
+				t.Errorf("%s.%s is not saved", typ, field.Name)
+			}
+			if slices.Contains([]reflect.Kind{reflect.Chan, reflect.Func, reflect.Interface}, field.Type.Kind()) {
+				t.Errorf("%s.%s cannot be saved", typ, field.Name)
+			}
+			walk(field.Type)
+		}
+	}
+	walk(reflect.TypeFor[record]())
+}
