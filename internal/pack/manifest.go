@@ -1,0 +1,82 @@
+package pack
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/emberd/emberd/internal/paths"
+)
+
+// Manifest describes a built image. It holds nothing that differs between two
+// builds of the same inputs.
+type Manifest struct {
+	Name        string `json:"name"`
+	Description string `json:"description"`
+	Interpreter string `json:"interpreter"`
+	// Digest is the image's SHA-256 in hex; Size is in bytes.
+	Digest string `json:"digest"`
+	Size   int64  `json:"size"`
+	// Definition is the digest of the definition the image was built from.
+	Definition string `json:"definition"`
+	// Contents are the Debian packages in the image, sorted by name.
+	Contents []Package `json:"contents"`
+	// BuiltWith names the tools that made the image, with their versions.
+	BuiltWith []string `json:"built_with"`
+}
+
+// Package is a Debian package in an image.
+type Package struct {
+	Name    string `json:"name"`
+	Version string `json:"version"`
+}
+
+// ReadManifest returns the manifest of the built pack called name. If there is
+// none, the error wraps [fs.ErrNotExist].
+func ReadManifest(data paths.Data, name string) (Manifest, error) {
+	raw, err := os.ReadFile(data.PackManifest(name))
+	if err != nil {
+		return Manifest{}, fmt.Errorf("pack %s: manifest is missing: %w", name, err)
+	}
+	var m Manifest
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return Manifest{}, fmt.Errorf("pack %s: read manifest %s: %w", name, data.PackManifest(name), err)
+	}
+	if m.Name != name {
+		return Manifest{}, fmt.Errorf("pack %s: manifest %s is of pack %q", name, data.PackManifest(name), m.Name)
+	}
+	if m.Interpreter == "" {
+		return Manifest{}, fmt.Errorf("pack %s: manifest %s names no interpreter", name, data.PackManifest(name))
+	}
+	return m, nil
+}
+
+// Verify hashes the image of p and compares it with the digest in its manifest.
+func Verify(p Pack) error {
+	digest, _, err := digestFile(p.RootfsPath)
+	if err != nil {
+		return fmt.Errorf("verify pack %s: %w", p.Name, err)
+	}
+	if digest != p.Digest {
+		return fmt.Errorf("verify pack %s: %s has sha256 %s, its manifest says %s",
+			p.Name, p.RootfsPath, digest, p.Digest)
+	}
+	return nil
+}
+
+func digestFile(path string) (digest string, size int64, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", 0, err
+	}
+	defer f.Close()
+	h := sha256.New()
+	size, err = io.Copy(h, f)
+	if err != nil {
+		return "", 0, fmt.Errorf("hash %s: %w", path, err)
+	}
+	return hex.EncodeToString(h.Sum(nil)), size, nil
+}
