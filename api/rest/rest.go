@@ -1,0 +1,92 @@
+// Package rest defines emberd's HTTP API: the JSON that daemon and clients
+// exchange.
+//
+// The one idea is a single definition: the daemon decodes into these types, the
+// Go client encodes them, and the published OpenAPI document is generated from
+// their tags. The package only describes; it knows no HTTP and depends on
+// nothing. Fields are added, never renamed or given another meaning.
+package rest
+
+import "time"
+
+// What the daemon accepts at most in the body of a request, in bytes.
+const (
+	MaxCreateBody = 4 << 10
+	MaxExecBody   = 1 << 20
+)
+
+// CreateRequest asks for a new sandbox. An empty body asks for the default pack.
+type CreateRequest struct {
+	LanguagePack string `json:"language_pack,omitempty" required:"false" default:"python" example:"python" doc:"The language pack to boot: its root filesystem and interpreter."`
+}
+
+// CreateResponse names the sandbox that was made.
+type CreateResponse struct {
+	ID string `json:"id" pattern:"^sb_[0-9a-f]{12}$" example:"sb_a1b2c3d4e5f6" doc:"The sandbox's id. Ids are never reused."`
+}
+
+// Sandbox describes one sandbox.
+type Sandbox struct {
+	ID           string    `json:"id" pattern:"^sb_[0-9a-f]{12}$" example:"sb_a1b2c3d4e5f6" doc:"The sandbox's id."`
+	LanguagePack string    `json:"language_pack" example:"python" doc:"The pack it was made from."`
+	State        string    `json:"state" enum:"creating,running,deleting" example:"running" doc:"Where it stands in its life. Only a running sandbox takes programs."`
+	GuestVCPUs   int       `json:"guest_vcpus" example:"1" doc:"Virtual CPUs of its microVM."`
+	GuestRAMMiB  int       `json:"guest_ram_mib" example:"256" doc:"Memory of its microVM in MiB."`
+	BootPath     string    `json:"boot_path" enum:"cold-boot" example:"cold-boot" doc:"How its microVM came to be."`
+	CreatedAt    time.Time `json:"created_at" doc:"When it was asked for."`
+}
+
+// SandboxList is every sandbox there is, oldest first.
+type SandboxList struct {
+	Sandboxes []Sandbox `json:"sandboxes" nullable:"false"`
+}
+
+// ExecRequest asks to run one program in a sandbox and wait for its end.
+type ExecRequest struct {
+	Code        string `json:"code" example:"print(6*7)" doc:"Source text for the pack's interpreter. It must not contain NUL."`
+	Stdin       string `json:"stdin,omitempty" required:"false" doc:"What the program reads on standard input before it ends."`
+	StdinBase64 []byte `json:"stdin_base64,omitempty" required:"false" doc:"The same for bytes that are not text, base64. Give one of the two."`
+	TimeoutMS   int64  `json:"timeout_ms,omitempty" required:"false" minimum:"0" example:"5000" doc:"Wall-clock limit in milliseconds, after which the program and everything it started are killed. 0 means no limit."`
+}
+
+// ExecResult tells how a program ended. A program that fails is a result too;
+// there is none only when it is not known how the program ended.
+type ExecResult struct {
+	Stdout       string `json:"stdout" example:"42\n" doc:"What the program wrote to standard output. Bytes that are not UTF-8 appear as U+FFFD."`
+	Stderr       string `json:"stderr" example:"" doc:"What the program wrote to standard error, likewise."`
+	StdoutBase64 []byte `json:"stdout_base64,omitempty" required:"false" doc:"The exact bytes of standard output, base64; only present when they are not UTF-8."`
+	StderrBase64 []byte `json:"stderr_base64,omitempty" required:"false" doc:"The exact bytes of standard error, base64; only present when they are not UTF-8."`
+	ExitCode     int    `json:"exit_code" example:"0" doc:"The program's exit status; 128+n when signal n ended it; -1 when error is set."`
+	DurationMS   int64  `json:"duration_ms" example:"13" doc:"How long the program ran, in whole milliseconds."`
+	DurationUS   int64  `json:"duration_us" example:"13021" doc:"How long the program ran, in microseconds."`
+	Error        string `json:"error,omitempty" required:"false" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
+}
+
+// Info describes the daemon.
+type Info struct {
+	GuestRAMMiB int      `json:"guest_ram_mib" example:"256" doc:"Memory of each sandbox's microVM in MiB."`
+	GuestVCPUs  int      `json:"guest_vcpus" example:"1" doc:"Virtual CPUs of each sandbox's microVM."`
+	BootPath    string   `json:"boot_path" enum:"cold-boot" example:"cold-boot" doc:"How microVMs come to be."`
+	Packs       []string `json:"packs" nullable:"false" example:"[\"python\",\"shell\"]" doc:"The language packs that can be asked for."`
+	WorkDir     string   `json:"work_dir" example:"/var/lib/emberd" doc:"Where the daemon keeps its data."`
+	KVM         string   `json:"kvm" enum:"hardware,emulated" example:"hardware" doc:"Whether microVMs run on the processor's virtualisation or on an emulation of it. An emulation is no security boundary."`
+	Versions    Versions `json:"versions" doc:"What the daemon is made of."`
+}
+
+// Versions names the versions of what a daemon is made of.
+type Versions struct {
+	Emberd      string `json:"emberd" example:"0.1.0"`
+	Firecracker string `json:"firecracker" example:"1.12.1"`
+	HostKernel  string `json:"host_kernel" example:"6.1.0"`
+}
+
+// Status is the answer of the health and readiness probes.
+type Status struct {
+	Status string `json:"status" enum:"ok,ready" example:"ok"`
+}
+
+// Error is the body of every answer that is not a success.
+type Error struct {
+	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
+	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs. The set may grow."`
+}

@@ -1,0 +1,265 @@
+// Package client is the Go client of emberd's HTTP API, and the only package of
+// emberd meant for import.
+//
+// A [Client] makes sandboxes, runs programs in them and deletes them:
+//
+//	c := client.New(client.DefaultAddr)
+//	id, err := c.Create(ctx, "python")
+//	if err != nil {
+//		return err
+//	}
+//	defer c.Delete(context.WithoutCancel(ctx), id)
+//	res, err := c.Exec(ctx, id, client.Program{Code: "print(6*7)"})
+//	if err != nil {
+//		return err // it is not known how the program ended
+//	}
+//	fmt.Printf("%s exit %d\n", res.Stdout, res.ExitCode)
+//
+// A program that fails, or that was killed at its time limit, is a [Result].
+// An error means that emberd could not do what was asked: an [*Error] carries
+// the daemon's answer, [ErrUnreachable] means that nobody answered.
+//
+// There are no retries: creating and executing are not idempotent, and the
+// caller knows best what a second attempt would cost.
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+	"unicode/utf8"
+
+	"github.com/emberd/emberd/api/rest"
+)
+
+// DefaultAddr is where emberd listens when told nothing else.
+const DefaultAddr = "127.0.0.1:7777"
+
+// ErrUnreachable is returned when no daemon answers at the client's address.
+var ErrUnreachable = errors.New("no emberd answers")
+
+// Error is an answer of the daemon that is not a success.
+type Error struct {
+	Status  int    // of HTTP
+	Code    string // the class, such as "not_found"
+	Message string // for people
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Client talks to one daemon. It may be used by any number of goroutines.
+type Client struct {
+	addr string // for error messages
+	base string
+	http *http.Client
+}
+
+// Option changes how a [Client] works.
+type Option func(*Client)
+
+// WithHTTPClient makes the client send its requests through hc. A timeout set
+// there also limits how long a program may run.
+func WithHTTPClient(hc *http.Client) Option { return func(c *Client) { c.http = hc } }
+
+// New returns a client of the daemon at addr, "host:port" or a URL. It does not
+// connect.
+func New(addr string, opts ...Option) *Client {
+	base := strings.TrimRight(addr, "/")
+	if !strings.Contains(base, "://") {
+		base = "http://" + base
+	}
+	c := &Client{addr: addr, base: base, http: &http.Client{Transport: &http.Transport{
+		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		MaxIdleConnsPerHost: 16,
+		IdleConnTimeout:     30 * time.Second,
+	}}}
+	for _, o := range opts {
+		o(c)
+	}
+	return c
+}
+
+// Program is one program to run.
+type Program struct {
+	// Code is source text for the pack's interpreter. It must be UTF-8 without
+	// NUL.
+	Code string
+	// Stdin is what the program reads on standard input, byte for byte.
+	Stdin []byte
+	// Timeout is a wall-clock limit, in whole milliseconds; zero means none.
+	Timeout time.Duration
+}
+
+// Result tells how a program ended.
+type Result struct {
+	// Stdout and Stderr are what the program wrote, byte for byte.
+	Stdout, Stderr []byte
+	// ExitCode is the program's status, 128+n when signal n ended it, and -1
+	// when Err is set.
+	ExitCode int
+	Duration time.Duration
+	// Err says why there is no exit status: [TimedOut], or why the interpreter
+	// could not be started.
+	Err string
+}
+
+// TimedOut is [Result].Err of a program that was killed at its time limit.
+const TimedOut = "execution timed out"
+
+// Exec runs p in the sandbox id and returns when it has ended. When ctx ends,
+// the program is killed.
+func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error) {
+	req := rest.ExecRequest{Code: p.Code, TimeoutMS: milliseconds(p.Timeout)}
+	if utf8.Valid(p.Stdin) {
+		req.Stdin = string(p.Stdin)
+	} else {
+		req.StdinBase64 = p.Stdin
+	}
+	var res rest.ExecResult
+	if err := c.do(ctx, http.MethodPost, sandboxPath(id)+"/exec", req, &res); err != nil {
+		return Result{}, err
+	}
+	return Result{
+		Stdout:   exact(res.Stdout, res.StdoutBase64),
+		Stderr:   exact(res.Stderr, res.StderrBase64),
+		ExitCode: res.ExitCode,
+		Duration: time.Duration(res.DurationUS) * time.Microsecond,
+		Err:      res.Error,
+	}, nil
+}
+
+// Delete ends the sandbox id and everything in it.
+func (c *Client) Delete(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodDelete, sandboxPath(id), nil, nil)
+}
+
+// Get returns the sandbox id.
+func (c *Client) Get(ctx context.Context, id string) (rest.Sandbox, error) {
+	var sb rest.Sandbox
+	err := c.do(ctx, http.MethodGet, sandboxPath(id), nil, &sb)
+	return sb, err
+}
+
+// List returns every sandbox there is, oldest first.
+func (c *Client) List(ctx context.Context) ([]rest.Sandbox, error) {
+	var list rest.SandboxList
+	err := c.do(ctx, http.MethodGet, "/sandboxes", nil, &list)
+	return list.Sandboxes, err
+}
+
+// Info describes the daemon.
+func (c *Client) Info(ctx context.Context) (rest.Info, error) {
+	var info rest.Info
+	err := c.do(ctx, http.MethodGet, "/info", nil, &info)
+	return info, err
+}
+
+// Healthy returns nil when the daemon answers at all.
+func (c *Client) Healthy(ctx context.Context) error {
+	return c.do(ctx, http.MethodGet, "/healthz", nil, nil)
+}
+
+// Ready returns nil when the daemon can make sandboxes.
+func (c *Client) Ready(ctx context.Context) error {
+	return c.do(ctx, http.MethodGet, "/readyz", nil, nil)
+}
+
+// do sends one request with in as its JSON body, unless nil, and decodes the
+// answer into out, unless nil.
+func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		b, err := encode(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(b)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	if err != nil {
+		return err
+	}
+	if in != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.transportError(ctx, err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode >= 300 {
+		return answerError(resp)
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		return fmt.Errorf("read the answer of emberd at %s: %w", c.addr, err)
+	}
+	return nil
+}
+
+// transportError says what a request that got no answer died of.
+func (c *Client) transportError(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if e, ok := errors.AsType[*url.Error](err); ok {
+		err = e.Err // the method and URL add nothing for the reader
+	}
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("%w at %s", ErrUnreachable, c.addr)
+		}
+		return fmt.Errorf("%w at %s: %w", ErrUnreachable, c.addr, op.Err)
+	}
+	return fmt.Errorf("no answer of emberd at %s: %w", c.addr, err)
+}
+
+// answerError reads the error in an answer that is not a success.
+func answerError(resp *http.Response) error {
+	e := &Error{Status: resp.StatusCode}
+	var body rest.Error
+	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
+	if err == nil && json.Unmarshal(b, &body) == nil && body.Message != "" {
+		e.Code, e.Message = body.Code, body.Message
+	} else {
+		e.Message = fmt.Sprintf("emberd answered %s", resp.Status)
+	}
+	return e
+}
+
+func encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false) // every escaped byte is one less within the daemon's limit
+	err := enc.Encode(v)
+	return b.Bytes(), err
+}
+
+func sandboxPath(id string) string { return "/sandboxes/" + url.PathEscape(id) }
+
+// exact returns the bytes of a stream: raw when there are any, else text.
+func exact(text string, raw []byte) []byte {
+	if raw != nil {
+		return raw
+	}
+	return []byte(text)
+}
+
+// milliseconds rounds d up, so that no limit becomes none.
+func milliseconds(d time.Duration) int64 {
+	return int64((d + time.Millisecond - 1) / time.Millisecond)
+}

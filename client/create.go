@@ -1,0 +1,64 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"sync/atomic"
+	"time"
+
+	"github.com/emberd/emberd/api/rest"
+)
+
+// abortTimeout is how long a create that was called off waits for the daemon's
+// last word.
+const abortTimeout = 10 * time.Second
+
+// Create makes a sandbox from the language pack called pack, or from the
+// default one if pack is "", and returns its id when it is ready for programs.
+//
+// When ctx ends first, no sandbox is left behind: Create tells the daemon to
+// stop and waits a moment for its answer, and if that says that the sandbox had
+// just been made, deletes it.
+func (c *Client) Create(ctx context.Context, pack string) (string, error) {
+	// An HTTP request that is cancelled never tells what became of it. So this
+	// one is not cancelled; only its sending half is closed, which the daemon
+	// takes as the client's going away, and its answer can still be read.
+	reqCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	var conn atomic.Pointer[net.Conn]
+	traced := httptrace.WithClientTrace(reqCtx, &httptrace.ClientTrace{
+		GotConn: func(info httptrace.GotConnInfo) { conn.Store(&info.Conn) },
+	})
+	stop := context.AfterFunc(ctx, func() {
+		abort := time.AfterFunc(abortTimeout, cancel)
+		context.AfterFunc(reqCtx, func() { abort.Stop() })
+		half, ok := connOf(&conn).(interface{ CloseWrite() error })
+		if !ok || half.CloseWrite() != nil {
+			cancel()
+		}
+	})
+	defer stop()
+
+	var created rest.CreateResponse
+	err := c.do(traced, http.MethodPost, "/sandboxes", rest.CreateRequest{LanguagePack: pack}, &created)
+	if ctx.Err() == nil {
+		return created.ID, err
+	}
+	if err == nil {
+		err = c.Delete(reqCtx, created.ID)
+		if err != nil {
+			return "", fmt.Errorf("%w; delete sandbox %s: %w", context.Cause(ctx), created.ID, err)
+		}
+	}
+	return "", context.Cause(ctx)
+}
+
+func connOf(p *atomic.Pointer[net.Conn]) net.Conn {
+	if c := p.Load(); c != nil {
+		return *c
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/emberd/emberd/internal/x/progress"
+	"golang.org/x/term"
+)
+
+// printJSON prints v on standard output, indented.
+func (a *app) printJSON(v any) error {
+	enc := json.NewEncoder(a.stdout)
+	enc.SetIndent("", "  ")
+	enc.SetEscapeHTML(false)
+	return enc.Encode(v)
+}
+
+// What takes less than quiet needs no progress where nobody watches, and leaves
+// no trace where somebody does. What takes less than flicker is not shown at
+// all.
+const (
+	quiet   = 2 * time.Second
+	flicker = 150 * time.Millisecond
+)
+
+// progress returns a [progress.Func] that shows on standard error what is being
+// done, and the function that ends the showing; it must be called before
+// anything else is written to standard error. On a terminal it is a line with
+// a clock; elsewhere it is a plain line per step, once the whole has taken
+// longer than [quiet].
+func (a *app) progress() (progress.Func, func()) {
+	m := &meter{w: a.stderr, tty: isTerminal(a.stderr), began: time.Now(), done: make(chan struct{})}
+	m.running.Go(m.run)
+	return m.step, sync.OnceFunc(m.stop)
+}
+
+// meter shows the progress of one operation.
+type meter struct {
+	w     io.Writer
+	tty   bool
+	began time.Time
+	done  chan struct{}
+
+	running sync.WaitGroup
+
+	mu      sync.Mutex
+	name    string
+	since   time.Time
+	printed bool // plain: the line of this step is out
+}
+
+func (m *meter) run() {
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		select {
+		case <-m.done:
+			return
+		case <-tick.C:
+			m.mu.Lock()
+			m.show()
+			m.mu.Unlock()
+		}
+	}
+}
+
+// step ends the step that was shown and begins the one called name.
+func (m *meter) step(name string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.end()
+	m.name, m.since, m.printed = name, time.Now(), false
+	m.show()
+}
+
+func (m *meter) stop() {
+	close(m.done)
+	m.running.Wait()
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.end()
+}
+
+// show writes the state of the current step. The caller holds mu.
+func (m *meter) show() {
+	if m.name == "" {
+		return
+	}
+	took := time.Since(m.since)
+	switch {
+	case m.tty && took > flicker:
+		fmt.Fprintf(m.w, "\r\x1b[K%s… %.1fs", m.name, took.Seconds())
+		m.printed = true
+	case !m.tty && !m.printed && time.Since(m.began) > quiet:
+		fmt.Fprintf(m.w, "%s…\n", m.name)
+		m.printed = true
+	}
+}
+
+// end finishes the line of the current step. The caller holds mu.
+func (m *meter) end() {
+	if m.tty && m.printed {
+		if took := time.Since(m.since); took > quiet {
+			fmt.Fprintf(m.w, "\r\x1b[K%s… %.1fs\n", m.name, took.Seconds())
+		} else {
+			fmt.Fprint(m.w, "\r\x1b[K")
+		}
+	}
+	m.name = ""
+}
+
+// isTerminal reports whether v is a file that is a terminal.
+func isTerminal(v any) bool {
+	f, ok := v.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
+}

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"cmp"
+	"io"
+	"os"
+
+	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/spf13/cobra"
+)
+
+// app is what every command has: the three streams and the global flags.
+type app struct {
+	stdin                 io.Reader
+	stdout, stderr        io.Writer
+	json                  bool
+	addr, dataDir, runDir string
+}
+
+const rootHelp = `emberctl runs code in microVMs through emberd, and sets up what emberd needs.
+
+A sandbox is a Firecracker microVM of its own, with a language pack for its
+root filesystem. It starts clean, has no network and is gone when deleted.`
+
+const rootExamples = `  # one program in a sandbox of its own
+  emberctl run 'print(6*7)'
+
+  # a sandbox that keeps its files between programs
+  id=$(emberctl create)
+  emberctl exec $id 'open("/tmp/x", "w").write("hello")'
+  emberctl exec $id 'print(open("/tmp/x").read())'
+  emberctl rm $id
+
+  # no daemon yet? fetch and build everything, then start one
+  emberctl setup
+  emberctl machine start   # where there is no KVM; else run emberd as root`
+
+const exitStatusHelp = `Exit status:
+  0    it worked
+  1    it did not
+  2    the command line makes no sense
+  130  interrupted`
+
+// newRoot returns the whole command tree for a.
+func newRoot(a *app) *cobra.Command {
+	root := &cobra.Command{
+		Use:           "emberctl",
+		Short:         "Run code in microVMs",
+		Long:          rootHelp + "\n\n" + exitStatusHelp,
+		Example:       rootExamples,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		Args:          cobra.NoArgs,
+		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+	}
+	root.SetIn(a.stdin)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	f := root.PersistentFlags()
+	f.StringVar(&a.addr, "addr", cmp.Or(os.Getenv("EMBERD_ADDR"), client.DefaultAddr), "where emberd listens ($EMBERD_ADDR)")
+	f.StringVar(&a.dataDir, "data-dir", cmp.Or(os.Getenv("EMBERD_DATA_DIR"), paths.DefaultData), "where packs, kernel and machine are kept ($EMBERD_DATA_DIR)")
+	f.StringVar(&a.runDir, "run-dir", cmp.Or(os.Getenv("EMBERD_RUN_DIR"), paths.DefaultRun), "where the state of what runs is kept ($EMBERD_RUN_DIR)")
+	f.BoolVar(&a.json, "json", false, "print JSON")
+
+	root.AddCommand()
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
+	wrapArgs(root)
+	return root
+}
+
+// wrapArgs makes every complaint about arguments in the tree a usage error.
+func wrapArgs(cmd *cobra.Command) {
+	if check := cmd.Args; check != nil {
+		cmd.Args = func(cmd *cobra.Command, args []string) error {
+			if err := check(cmd, args); err != nil {
+				return usageError(err)
+			}
+			return nil
+		}
+	}
+	for _, sub := range cmd.Commands() {
+		wrapArgs(sub)
+	}
+}
+
+// client returns a client of the daemon the flags name.
+func (a *app) client() *client.Client { return client.New(a.addr) }
