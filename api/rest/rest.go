@@ -17,7 +17,7 @@ const (
 
 // CreateRequest asks for a new sandbox. An empty body asks for the default pack.
 type CreateRequest struct {
-	LanguagePack string `json:"language_pack,omitempty" required:"false" default:"python" example:"python" doc:"The language pack to boot: its root filesystem and interpreter."`
+	LanguagePack string `json:"language_pack,omitempty" default:"python" example:"python" doc:"The language pack to boot: its root filesystem and interpreter."`
 }
 
 // CreateResponse names the sandbox that was made.
@@ -44,9 +44,9 @@ type SandboxList struct {
 // ExecRequest asks to run one program in a sandbox and wait for its end.
 type ExecRequest struct {
 	Code        string `json:"code" example:"print(6*7)" doc:"Source text for the pack's interpreter. It must not contain NUL."`
-	Stdin       string `json:"stdin,omitempty" required:"false" doc:"What the program reads on standard input before it ends."`
-	StdinBase64 []byte `json:"stdin_base64,omitempty" required:"false" doc:"The same for bytes that are not text, base64. Give one of the two."`
-	TimeoutMS   int64  `json:"timeout_ms,omitempty" required:"false" minimum:"0" example:"5000" doc:"Wall-clock limit in milliseconds, after which the program and everything it started are killed. 0 means no limit."`
+	Stdin       string `json:"stdin,omitempty" doc:"What the program reads on standard input before it ends."`
+	StdinBase64 []byte `json:"stdin_base64,omitempty" doc:"The same for bytes that are not text, base64. Give one of the two."`
+	TimeoutMS   int64  `json:"timeout_ms,omitempty" minimum:"0" example:"5000" doc:"Wall-clock limit in milliseconds, after which the program and everything it started are killed. 0 means no limit."`
 }
 
 // ExecResult tells how a program ended. A program that fails is a result too;
@@ -54,12 +54,12 @@ type ExecRequest struct {
 type ExecResult struct {
 	Stdout       string `json:"stdout" example:"42\n" doc:"What the program wrote to standard output. Bytes that are not UTF-8 appear as U+FFFD."`
 	Stderr       string `json:"stderr" example:"" doc:"What the program wrote to standard error, likewise."`
-	StdoutBase64 []byte `json:"stdout_base64,omitempty" required:"false" doc:"The exact bytes of standard output, base64; only present when they are not UTF-8."`
-	StderrBase64 []byte `json:"stderr_base64,omitempty" required:"false" doc:"The exact bytes of standard error, base64; only present when they are not UTF-8."`
+	StdoutBase64 []byte `json:"stdout_base64,omitempty" doc:"The exact bytes of standard output, base64; only present when they are not UTF-8."`
+	StderrBase64 []byte `json:"stderr_base64,omitempty" doc:"The exact bytes of standard error, base64; only present when they are not UTF-8."`
 	ExitCode     int    `json:"exit_code" example:"0" doc:"The program's exit status; 128+n when signal n ended it; -1 when error is set."`
 	DurationMS   int64  `json:"duration_ms" example:"13" doc:"How long the program ran, in whole milliseconds."`
 	DurationUS   int64  `json:"duration_us" example:"13021" doc:"How long the program ran, in microseconds."`
-	Error        string `json:"error,omitempty" required:"false" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
+	Error        string `json:"error,omitempty" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
 }
 
 // Info describes the daemon.
@@ -88,5 +88,5 @@ type Status struct {
 // Error is the body of every answer that is not a success.
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
-	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs. The set may grow."`
+	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
 }

@@ -1,0 +1,109 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// statusClientClosed is nginx's code for a client that went away. Only the log
+// and a client that closed no more than its sending half get to see it.
+const statusClientClosed = 499
+
+// retryAfter is how many seconds a client is told to wait for a daemon that is
+// shutting down; it may be one that is being restarted.
+const retryAfter = "5"
+
+// httpError is an error with a status other than that of its code.
+type httpError struct {
+	status int
+	err    *sandbox.Error
+}
+
+func (e *httpError) Error() string { return e.err.Error() }
+func (e *httpError) Unwrap() error { return e.err }
+
+// statusOf returns the status that code is answered with.
+func statusOf(code sandbox.Code) int {
+	switch code {
+	case sandbox.CodeInvalid, sandbox.CodeUnknownPack:
+		return http.StatusBadRequest
+	case sandbox.CodeNotFound:
+		return http.StatusNotFound
+	case sandbox.CodeTooLarge:
+		return http.StatusRequestEntityTooLarge
+	case sandbox.CodeLost:
+		return http.StatusBadGateway
+	case sandbox.CodeBoot, sandbox.CodeClosing:
+		return http.StatusServiceUnavailable
+	case sandbox.CodeCanceled:
+		return statusClientClosed
+	default:
+		return http.StatusInternalServerError
+	}
+}
+
+// handler returns the handler of one route.
+func (a *api) handler(rt route) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out, err := rt.serve(w, r)
+		switch {
+		case err != nil:
+			a.fail(w, r, err)
+		case rt.out == nil:
+			w.WriteHeader(rt.status)
+		default:
+			writeJSON(w, rt.status, out)
+		}
+	})
+}
+
+// fail answers r with err and logs what the answer does not tell.
+func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		err = &sandbox.Error{Code: sandbox.CodeCanceled, Message: "the request was canceled", Cause: err}
+	}
+	code, msg := sandbox.Public(err)
+	status := statusOf(code)
+	if e, ok := errors.AsType[*httpError](err); ok {
+		status = e.status
+	}
+	level := slog.LevelDebug
+	switch code {
+	case sandbox.CodeInternal:
+		level = slog.LevelError
+	case sandbox.CodeBoot, sandbox.CodeLost:
+		level = slog.LevelWarn
+	}
+	a.log.Log(r.Context(), level, "request failed",
+		"route", r.Pattern, "sandbox_id", r.PathValue("id"), "status", status, "code", code, "err", err)
+	if code == sandbox.CodeClosing {
+		w.Header().Set("Retry-After", retryAfter)
+	}
+	writeJSON(w, status, rest.Error{Message: msg, Code: string(code)})
+}
+
+// writeJSON answers with v. A client that does not read it is its own loss.
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	var b bytes.Buffer
+	enc := json.NewEncoder(&b)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		panic(err) // the API's types hold nothing that JSON cannot
+	}
+	writeBody(w, status, b.Bytes())
+}
+
+func writeBody(w http.ResponseWriter, status int, body []byte) {
+	h := w.Header()
+	h.Set("Content-Type", "application/json")
+	h.Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	_, _ = w.Write(body)
+}

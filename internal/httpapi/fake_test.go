@@ -1,0 +1,135 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+const knownID = "sb_a1b2c3d4e5f6"
+
+// fakeEngine knows one sandbox, knownID, and answers what it is told to. It
+// keeps what it was asked for.
+type fakeEngine struct {
+	err    error                                  // of every call
+	result sandbox.ExecResult                     // of Exec
+	onCall func(ctx context.Context, name string) // before each call
+	mu     sync.Mutex
+	spec   sandbox.Spec
+	exec   sandbox.ExecRequest
+	calls  []string
+}
+
+func (e *fakeEngine) called(ctx context.Context, name string) {
+	if e.onCall != nil {
+		e.onCall(ctx, name)
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.calls = append(e.calls, name)
+}
+
+var known = sandbox.Sandbox{
+	ID: knownID, Pack: "python", Size: sandbox.DefaultSize, State: sandbox.Running,
+	BootPath: sandbox.ColdBoot, CreatedAt: time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC),
+}
+
+func (e *fakeEngine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	e.called(ctx, "create")
+	e.spec = spec
+	if spec.Pack == "ruby" {
+		return sandbox.Sandbox{}, sandbox.UnknownPack(spec.Pack)
+	}
+	return known, e.err
+}
+
+func (e *fakeEngine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecResult, error) {
+	e.called(ctx, "exec")
+	e.exec = req
+	if id != knownID {
+		return sandbox.ExecResult{}, sandbox.ErrNotFound
+	}
+	return e.result, e.err
+}
+
+func (e *fakeEngine) Delete(ctx context.Context, id sandbox.ID) error {
+	e.called(ctx, "delete")
+	if id != knownID {
+		return sandbox.ErrNotFound
+	}
+	return e.err
+}
+
+func (e *fakeEngine) Get(id sandbox.ID) (sandbox.Sandbox, error) {
+	if id != knownID {
+		return sandbox.Sandbox{}, sandbox.ErrNotFound
+	}
+	return known, e.err
+}
+
+func (e *fakeEngine) List() []sandbox.Sandbox {
+	if e.err != nil {
+		return nil
+	}
+	return []sandbox.Sandbox{known}
+}
+
+// logBuffer is a log that a test can read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func newAPI(t *testing.T, e *fakeEngine) http.Handler {
+	t.Helper()
+	return newLoggedAPI(e, nil, &logBuffer{})
+}
+
+func newLoggedAPI(e *fakeEngine, ready error, log *logBuffer) http.Handler {
+	return New(Config{
+		Engine: e,
+		Info: func() rest.Info {
+			return rest.Info{
+				GuestRAMMiB: 256, GuestVCPUs: 1, BootPath: "cold-boot", Packs: []string{"python", "shell"},
+				WorkDir: "/data", KVM: "emulated",
+				Versions: rest.Versions{Emberd: "1.2.3", Firecracker: "1.12.1", HostKernel: "6.1.0"},
+			}
+		},
+		Ready: func() error { return ready },
+		Log:   slog.New(slog.NewJSONHandler(log, nil)),
+	})
+}
+
+// request sends one request with a body as curl -d would.
+func request(t *testing.T, h http.Handler, method, path, body string) *httptest.ResponseRecorder {
+	t.Helper()
+	r := httptest.NewRequest(method, path, strings.NewReader(body))
+	r.Host = "localhost:7777"
+	if body != "" {
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, r)
+	return rec
+}

@@ -1,0 +1,195 @@
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"math"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/cleanup"
+)
+
+// api is the handler that [New] returns.
+type api struct {
+	engine Engine
+	info   func() rest.Info
+	ready  func() error
+	log    *slog.Logger
+	mux    *http.ServeMux
+	panics atomic.Int64
+}
+
+func (a *api) create(w http.ResponseWriter, r *http.Request) (any, error) {
+	body, err := readBody(w, r, rest.MaxCreateBody)
+	if err != nil {
+		return nil, err
+	}
+	spec, err := decodeCreate(body)
+	if err != nil {
+		return nil, err
+	}
+	sb, err := a.engine.Create(r.Context(), spec)
+	if err != nil {
+		return nil, err
+	}
+	if r.Context().Err() != nil {
+		return nil, a.discard(r.Context(), sb.ID)
+	}
+	return rest.CreateResponse{ID: string(sb.ID)}, nil
+}
+
+// discard deletes a sandbox whose client went away before it could learn the
+// id, and returns the error of the client's request.
+func (a *api) discard(ctx context.Context, id sandbox.ID) error {
+	clean, cancel := cleanup.Context(ctx)
+	defer cancel()
+	if err := a.engine.Delete(clean, id); err != nil {
+		a.log.Error("sandbox of a canceled create was not deleted", "sandbox_id", id, "err", err)
+	}
+	return context.Cause(ctx)
+}
+
+func (a *api) list(http.ResponseWriter, *http.Request) (any, error) {
+	all := a.engine.List()
+	out := rest.SandboxList{Sandboxes: make([]rest.Sandbox, len(all))}
+	for i, sb := range all {
+		out.Sandboxes[i] = describe(sb)
+	}
+	return out, nil
+}
+
+func (a *api) get(_ http.ResponseWriter, r *http.Request) (any, error) {
+	id, err := sandbox.ParseID(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	sb, err := a.engine.Get(id)
+	if err != nil {
+		return nil, err
+	}
+	return describe(sb), nil
+}
+
+func (a *api) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
+	id, err := sandbox.ParseID(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	return nil, a.engine.Delete(r.Context(), id)
+}
+
+func (a *api) exec(w http.ResponseWriter, r *http.Request) (any, error) {
+	id, err := sandbox.ParseID(r.PathValue("id"))
+	if err != nil {
+		return nil, err
+	}
+	body, err := readBody(w, r, rest.MaxExecBody)
+	if err != nil {
+		return nil, err
+	}
+	req, err := decodeExec(body)
+	if err != nil {
+		return nil, err
+	}
+	res, err := a.engine.Exec(r.Context(), id, req)
+	if err != nil {
+		return nil, err
+	}
+	return result(res), nil
+}
+
+func (a *api) readiness(http.ResponseWriter, *http.Request) (any, error) {
+	err := a.ready()
+	if err == nil {
+		return rest.Status{Status: "ready"}, nil
+	}
+	code, msg := sandbox.Public(err)
+	if code == sandbox.CodeInternal {
+		msg = "emberd is not ready"
+	}
+	return nil, &httpError{http.StatusServiceUnavailable, &sandbox.Error{Code: code, Message: msg, Cause: err}}
+}
+
+// decodeCreate turns the body of a create request into a spec.
+func decodeCreate(body []byte) (sandbox.Spec, error) {
+	var req rest.CreateRequest
+	if len(body) > 0 {
+		if err := decode(body, &req); err != nil {
+			return sandbox.Spec{}, err
+		}
+	}
+	if req.LanguagePack == "" {
+		req.LanguagePack = sandbox.DefaultPack
+	}
+	return sandbox.Spec{Pack: req.LanguagePack}, nil
+}
+
+// maxTimeoutMS is the longest time limit that a [time.Duration] can hold.
+const maxTimeoutMS = math.MaxInt64 / int64(time.Millisecond)
+
+// decodeExec turns the body of an exec request into the program to run.
+func decodeExec(body []byte) (sandbox.ExecRequest, error) {
+	var req rest.ExecRequest
+	if err := decode(body, &req); err != nil {
+		return sandbox.ExecRequest{}, err
+	}
+	switch {
+	case strings.Contains(req.Code, "\x00"):
+		return sandbox.ExecRequest{}, sandbox.Invalid("code must not contain NUL")
+	case req.TimeoutMS < 0:
+		return sandbox.ExecRequest{}, sandbox.Invalid("timeout_ms must not be negative")
+	case req.TimeoutMS > maxTimeoutMS:
+		return sandbox.ExecRequest{}, sandbox.Invalid("timeout_ms is too large")
+	case req.Stdin != "" && len(req.StdinBase64) > 0:
+		return sandbox.ExecRequest{}, sandbox.Invalid("give stdin or stdin_base64, not both")
+	}
+	stdin := req.StdinBase64
+	if req.Stdin != "" {
+		stdin = []byte(req.Stdin)
+	}
+	return sandbox.ExecRequest{
+		Code:    req.Code,
+		Stdin:   stdin,
+		Timeout: time.Duration(req.TimeoutMS) * time.Millisecond,
+	}, nil
+}
+
+// describe returns sb in the API's words.
+func describe(sb sandbox.Sandbox) rest.Sandbox {
+	return rest.Sandbox{
+		ID:           string(sb.ID),
+		LanguagePack: sb.Pack,
+		State:        string(sb.State),
+		GuestVCPUs:   sb.Size.VCPUs,
+		GuestRAMMiB:  sb.Size.MemoryMiB,
+		BootPath:     string(sb.BootPath),
+		CreatedAt:    sb.CreatedAt.UTC(),
+	}
+}
+
+// result returns res in the API's words.
+func result(res sandbox.ExecResult) rest.ExecResult {
+	out := rest.ExecResult{
+		ExitCode:   res.ExitCode,
+		DurationMS: res.Duration.Milliseconds(),
+		DurationUS: res.Duration.Microseconds(),
+		Error:      res.Err,
+	}
+	out.Stdout, out.StdoutBase64 = text(res.Stdout)
+	out.Stderr, out.StderrBase64 = text(res.Stderr)
+	return out
+}
+
+// text returns b as text, and as it is if text cannot carry it.
+func text(b []byte) (string, []byte) {
+	if utf8.Valid(b) {
+		return string(b), nil
+	}
+	return string(b), b // the JSON encoder writes U+FFFD for each wrong byte
+}

@@ -1,0 +1,145 @@
+// Package httpapi puts emberd's HTTP API in front of an engine.
+//
+// The one idea is a table: every route is a value that says what it takes, what
+// it answers, which errors it can end in and what it does. The handler and the
+// published OpenAPI document are both made from it, so they cannot disagree.
+//
+// Each answer is JSON, errors included, and an error tells the client no more
+// than [sandbox.Public] allows; its cause goes to the log. Requests that a web
+// page could make a browser send are refused, since the API asks for no
+// credentials on loopback. The package keeps no state between requests; what
+// sandboxes there are is for the engine to know.
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// Engine is what the API needs of emberd. Its errors are [sandbox.Error]s where
+// the client is to be told more than that something went wrong.
+type Engine interface {
+	// Create returns when the sandbox takes programs. When ctx ends first it
+	// leaves nothing behind.
+	Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error)
+	// Exec returns when the program has ended. When ctx ends first it kills the
+	// program.
+	Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecResult, error)
+	Delete(ctx context.Context, id sandbox.ID) error
+	Get(id sandbox.ID) (sandbox.Sandbox, error)
+	// List returns the sandboxes, oldest first.
+	List() []sandbox.Sandbox
+}
+
+// Config is what [New] needs; every field is required.
+type Config struct {
+	Engine Engine
+	// Info describes the daemon.
+	Info func() rest.Info
+	// Ready returns nil when sandboxes can be created, else why not.
+	Ready func() error
+	Log   *slog.Logger
+}
+
+// New returns the API as a handler. It may be used by any number of goroutines.
+func New(cfg Config) http.Handler {
+	a := &api{engine: cfg.Engine, info: cfg.Info, ready: cfg.Ready, log: cfg.Log}
+	a.mux = http.NewServeMux()
+	routes := a.routes()
+	for _, rt := range routes {
+		a.mux.Handle(rt.method+" "+rt.path, a.handler(rt))
+	}
+	document := openAPI(routes)
+	a.mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
+		writeBody(w, http.StatusOK, document)
+	})
+	return a
+}
+
+// NewServer returns a server for h whose limits suit the API: a client must
+// send its headers soon and may then wait for as long as its program runs.
+func NewServer(h http.Handler, log *slog.Logger) *http.Server {
+	return &http.Server{
+		Handler:           h,
+		ReadHeaderTimeout: 5 * time.Second,
+		IdleTimeout:       60 * time.Second,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+}
+
+// route is one operation of the API.
+type route struct {
+	method, path string
+	id           string // OpenAPI's operationId
+	summary, doc string
+
+	// in is a zero value of the request's JSON body, nil if it has none. The
+	// body may be left out when inOptional is set.
+	in         any
+	inOptional bool
+	// out is a zero value of the answer's JSON body, nil if it has none.
+	out    any
+	status int            // of a success
+	errors []sandbox.Code // besides those that any route can end in
+
+	serve func(w http.ResponseWriter, r *http.Request) (out any, err error)
+}
+
+func (a *api) routes() []route {
+	return []route{
+		{
+			method: "POST", path: "/sandboxes", id: "create-sandbox", summary: "Create a sandbox",
+			doc: "Boots a microVM and returns when it takes programs. A client that goes away before that leaves no sandbox behind.",
+			in:  rest.CreateRequest{}, inOptional: true, out: rest.CreateResponse{}, status: http.StatusCreated,
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeTooLarge, sandbox.CodeBoot, sandbox.CodeClosing},
+			serve:  a.create,
+		},
+		{
+			method: "GET", path: "/sandboxes", id: "list-sandboxes", summary: "List the sandboxes",
+			out: rest.SandboxList{}, status: http.StatusOK,
+			serve: a.list,
+		},
+		{
+			method: "GET", path: "/sandboxes/{id}", id: "get-sandbox", summary: "Describe a sandbox",
+			out: rest.Sandbox{}, status: http.StatusOK,
+			errors: []sandbox.Code{sandbox.CodeNotFound},
+			serve:  a.get,
+		},
+		{
+			method: "DELETE", path: "/sandboxes/{id}", id: "delete-sandbox", summary: "Delete a sandbox",
+			doc:    "Ends the microVM and everything that runs in it. The id is never used again.",
+			status: http.StatusNoContent,
+			errors: []sandbox.Code{sandbox.CodeNotFound},
+			serve:  a.delete,
+		},
+		{
+			method: "POST", path: "/sandboxes/{id}/exec", id: "exec", summary: "Run a program in a sandbox",
+			doc: "Returns when the program has ended. A program that exits with an error is a success of this request. A client that goes away ends its program.",
+			in:  rest.ExecRequest{}, out: rest.ExecResult{}, status: http.StatusOK,
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeLost, sandbox.CodeClosing},
+			serve:  a.exec,
+		},
+		{
+			method: "GET", path: "/info", id: "info", summary: "Describe the daemon",
+			out: rest.Info{}, status: http.StatusOK,
+			serve: func(http.ResponseWriter, *http.Request) (any, error) { return a.info(), nil },
+		},
+		{
+			method: "GET", path: "/healthz", id: "health", summary: "Does the daemon answer?",
+			out: rest.Status{}, status: http.StatusOK,
+			serve: func(http.ResponseWriter, *http.Request) (any, error) { return rest.Status{Status: "ok"}, nil },
+		},
+		{
+			method: "GET", path: "/readyz", id: "ready", summary: "Can the daemon create sandboxes?",
+			out: rest.Status{}, status: http.StatusOK,
+			errors: []sandbox.Code{sandbox.CodeClosing},
+			serve:  a.readiness,
+		},
+	}
+}

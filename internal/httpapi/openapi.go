@@ -1,0 +1,103 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"net/http"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// apiVersion is the version of the interface, not of emberd: it changes when a
+// client that worked could stop working.
+const apiVersion = "1"
+
+const jsonType = "application/json"
+
+// openAPI returns the OpenAPI 3.1 document of routes as JSON. The schemas come
+// from the tags of the Go types.
+func openAPI(routes []route) []byte {
+	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	doc := &huma.OpenAPI{
+		OpenAPI: "3.1.0",
+		Info: &huma.Info{
+			Title:       "emberd",
+			Version:     apiVersion,
+			Description: "Runs unvetted code in Firecracker microVMs. Requests need no content type; every answer with a body is JSON, errors included.",
+			License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+		},
+		Components: &huma.Components{Schemas: schemas},
+	}
+	for _, rt := range routes {
+		doc.AddOperation(operation(rt, schemas))
+	}
+	for name, s := range schemas.Map() {
+		// The daemon refuses fields it does not know; a client must not, as
+		// answers may gain some.
+		if !strings.HasSuffix(name, "Request") {
+			s.AdditionalProperties = nil
+		}
+	}
+	b, err := json.MarshalIndent(doc, "", "  ")
+	if err != nil {
+		panic(err) // made of constants: it cannot fail in one build and not in the tests
+	}
+	return append(b, '\n')
+}
+
+var pathParam = regexp.MustCompile(`\{(\w+)\}`)
+
+// operation describes one route.
+func operation(rt route, schemas huma.Registry) *huma.Operation {
+	op := &huma.Operation{
+		Method: rt.method, Path: rt.path, OperationID: rt.id,
+		Summary: rt.summary, Description: rt.doc,
+		Responses: map[string]*huma.Response{strconv.Itoa(rt.status): {
+			Description: http.StatusText(rt.status),
+			Content:     content(schemas, rt.out),
+		}},
+	}
+	for _, m := range pathParam.FindAllStringSubmatch(rt.path, -1) {
+		op.Parameters = append(op.Parameters, &huma.Param{
+			Name: m[1], In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString},
+			Example: "sb_a1b2c3d4e5f6",
+		})
+	}
+	if rt.in != nil {
+		op.RequestBody = &huma.RequestBody{Required: !rt.inOptional, Content: content(schemas, rt.in)}
+	}
+	// Several codes may share a status: the description names them all.
+	for _, code := range append(slices.Clone(rt.errors), sandbox.CodeInternal) {
+		status := strconv.Itoa(statusOf(code))
+		if r := op.Responses[status]; r != nil {
+			r.Description += ", " + string(code)
+			continue
+		}
+		op.Responses[status] = &huma.Response{
+			Description: "code " + string(code),
+			Content:     content(schemas, rest.Error{}),
+		}
+	}
+	if r := op.Responses["503"]; r != nil && slices.Contains(rt.errors, sandbox.CodeClosing) {
+		r.Headers = map[string]*huma.Param{"Retry-After": {
+			Description: "Seconds to wait, when emberd is shutting down.",
+			Schema:      &huma.Schema{Type: huma.TypeInteger},
+		}}
+	}
+	return op
+}
+
+// content is a JSON body of v's type, or nothing.
+func content(schemas huma.Registry, v any) map[string]*huma.MediaType {
+	if v == nil {
+		return nil
+	}
+	t := reflect.TypeOf(v)
+	return map[string]*huma.MediaType{jsonType: {Schema: schemas.Schema(t, true, t.Name())}}
+}
