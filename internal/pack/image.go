@@ -1,0 +1,214 @@
+package pack
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/emberd/emberd/internal/x/command"
+)
+
+// epoch is the time of every file in an image, in seconds since 1970: the first
+// of January 2025. Not zero, because zip, and so Python's wheels, cannot hold a
+// date before 1980.
+const epoch = 1735689600
+
+// archives is where apt leaves the packages it fetched, in the tree.
+const archives = "var/cache/apt/archives"
+
+// unpack fills tree with the files of def's packages, and of what they depend
+// on, and returns their versions.
+//
+// The packages are unpacked and not configured, so nothing of them runs on this
+// host, apt's signature checks are the trust, and the dates, caches and logs
+// that maintainer scripts leave never arise.
+func unpack(ctx context.Context, def Definition, tree, tmp string) ([]Package, error) {
+	proxies, err := aptOptions(ctx)
+	if err != nil {
+		return nil, err
+	}
+	args := slices.Concat([]string{
+		"--quiet",
+		"--variant=extract",
+		"--components=main",
+		// The names of the fetched files are the list of the image's contents.
+		"--skip=cleanup/apt/cache",
+		// usr-is-merged, a package, states what this makes true.
+		`--setup-hook=for d in bin lib lib64 sbin; do mkdir -p "$1/usr/$d" && ln -s "usr/$d" "$1/$d"; done`,
+		"--include=" + strings.Join(def.Packages, ","),
+	}, proxies, []string{def.Suite, tree})
+	_, err = command.Cmd{
+		Name: "mmdebstrap", Args: args,
+		Env: []string{"TMPDIR=" + tmp, "LC_ALL=C", "SOURCE_DATE_EPOCH=" + strconv.Itoa(epoch)},
+	}.Run(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return contents(os.DirFS(filepath.Join(tree, archives)))
+}
+
+// aptOptions returns the options that make mmdebstrap's apt reach the mirror the
+// way this host's apt does: through its proxy, and with its patience.
+func aptOptions(ctx context.Context) ([]string, error) {
+	dump, err := command.Run(ctx, "apt-config", "dump", "--no-empty", "--format", "%f %v%n")
+	if err != nil {
+		return nil, err
+	}
+	var args []string
+	for line := range strings.Lines(string(dump)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		proxy := strings.HasPrefix(key, "Acquire::http") && strings.Contains(key, "::Proxy")
+		if proxy || slices.Contains([]string{
+			"Acquire::Retries", "Acquire::http::Timeout", "Acquire::https::Timeout",
+			"Acquire::Check-Valid-Until", "Acquire::Check-Date",
+		}, key) {
+			args = append(args, fmt.Sprintf("--aptopt=%s %q", key, value))
+		}
+	}
+	return args, nil
+}
+
+// contents reads the packages' names and versions off the names of their files:
+// NAME_VERSION_ARCHITECTURE.deb, where the version is percent-encoded.
+func contents(dir fs.FS) ([]Package, error) {
+	files, err := fs.Glob(dir, "*.deb")
+	if err != nil {
+		return nil, fmt.Errorf("list packages: %w", err)
+	}
+	if len(files) == 0 {
+		return nil, fmt.Errorf("mmdebstrap left no packages in %s", archives)
+	}
+	var list []Package
+	for _, file := range files {
+		parts := strings.Split(strings.TrimSuffix(file, ".deb"), "_")
+		if len(parts) != 3 {
+			return nil, fmt.Errorf("the package file %q has no version in its name", file)
+		}
+		version, err := url.PathUnescape(parts[1])
+		if err != nil {
+			return nil, fmt.Errorf("the package file %q: %w", file, err)
+		}
+		list = append(list, Package{Name: parts[0], Version: version})
+	}
+	slices.SortFunc(list, func(a, b Package) int { return cmp.Compare(a.Name, b.Name) })
+	return list, nil
+}
+
+// arrange makes the unpacked tree what def wants. Paths of the definition are
+// resolved inside the tree: a link of a package cannot lead to this host.
+func arrange(ctx context.Context, def Definition, tree string) error {
+	root, err := os.OpenRoot(tree)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, name := range slices.Sorted(maps.Keys(def.Links)) {
+		if err := replace(root, name, func() error { return root.Symlink(def.Links[name], name) }); err != nil {
+			return fmt.Errorf("make link %s: %w", name, err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(def.Files)) {
+		content := strings.TrimPrefix(def.Files[name], "\n")
+		if err := replace(root, name, func() error { return root.WriteFile(name, []byte(content), 0o644) }); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	for _, c := range def.Commands {
+		if err := runInside(ctx, tree, c.Argv); err != nil {
+			return err
+		}
+	}
+	for _, r := range def.Remove {
+		for _, pattern := range r.Paths {
+			if err := removeAll(root, pattern); err != nil {
+				return err
+			}
+		}
+	}
+	for _, dir := range def.Directories {
+		if err := makeDirectory(root, dir); err != nil {
+			return fmt.Errorf("make directory %s: %w", dir.Path, err)
+		}
+	}
+	return nil
+}
+
+// replace deletes name, makes the directory it is in, and calls make.
+func replace(root *os.Root, name string, make func() error) error {
+	if err := root.RemoveAll(name); err != nil {
+		return err
+	}
+	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
+		return err
+	}
+	return make()
+}
+
+func removeAll(root *os.Root, pattern string) error {
+	matches, err := fs.Glob(root.FS(), pattern)
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", pattern, err)
+	}
+	for _, name := range matches {
+		if err := root.RemoveAll(name); err != nil {
+			return fmt.Errorf("remove %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func makeDirectory(root *os.Root, dir Directory) error {
+	if err := root.MkdirAll(dir.Path, 0o755); err != nil {
+		return err
+	}
+	mode := fs.FileMode(dir.Mode & 0o777)
+	if mode == 0 {
+		mode = 0o755
+	}
+	if dir.Mode&0o1000 != 0 {
+		mode |= fs.ModeSticky
+	}
+	return root.Chmod(dir.Path, mode)
+}
+
+// runInside runs a program of the image, in the image. It sees nothing of this
+// host's environment, which would make the result depend on it.
+func runInside(ctx context.Context, tree string, argv []string) error {
+	args := slices.Concat([]string{
+		"-i",
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root",
+		"LC_ALL=C.UTF-8",
+		"PYTHONDONTWRITEBYTECODE=1",
+		"PYTHONHASHSEED=0",
+		"SOURCE_DATE_EPOCH=" + strconv.Itoa(epoch),
+		"chroot", tree,
+	}, argv)
+	if _, err := command.Run(ctx, "env", args...); err != nil {
+		return fmt.Errorf("run %s in the image: %w", argv[0], err)
+	}
+	return nil
+}
+
+// compress writes the image. Everything that could tell one run from another is
+// fixed: times, owners, order.
+func compress(ctx context.Context, tree, image string) error {
+	_, err := command.Run(ctx, "mksquashfs", tree, image,
+		"-noappend", "-quiet", "-no-progress",
+		"-comp", "zstd", "-Xcompression-level", "19",
+		"-all-root", "-no-xattrs", "-no-exports",
+		"-mkfs-time", strconv.Itoa(epoch), "-all-time", strconv.Itoa(epoch))
+	if err != nil {
+		return err
+	}
+	return os.Chmod(image, 0o444)
+}
