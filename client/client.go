@@ -129,8 +129,8 @@ func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error)
 		return Result{}, err
 	}
 	return Result{
-		Stdout:   exact(res.Stdout, res.StdoutBase64),
-		Stderr:   exact(res.Stderr, res.StderrBase64),
+		Stdout:   rest.DecodeOutput(res.Stdout, res.StdoutBase64),
+		Stderr:   rest.DecodeOutput(res.Stderr, res.StderrBase64),
 		ExitCode: res.ExitCode,
 		Duration: time.Duration(res.DurationUS) * time.Microsecond,
 		Err:      res.Error,
@@ -250,14 +250,6 @@ func encode(v any) ([]byte, error) {
 }
 
 func sandboxPath(id string) string { return "/sandboxes/" + url.PathEscape(id) }
-
-// exact returns the bytes of a stream: raw when there are any, else text.
-func exact(text string, raw []byte) []byte {
-	if raw != nil {
-		return raw
-	}
-	return []byte(text)
-}
 
 // milliseconds rounds d up, so that no limit becomes none.
 func milliseconds(d time.Duration) int64 {

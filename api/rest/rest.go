@@ -4,10 +4,13 @@
 // The one idea is a single definition: the daemon decodes into these types, the
 // Go client encodes them, and the published OpenAPI document is generated from
 // their tags. The package only describes; it knows no HTTP and depends on
-// nothing. Fields are added, never renamed or given another meaning.
+// the standard library alone. Fields are added, never renamed or given another meaning.
 package rest
 
-import "time"
+import (
+	"time"
+	"unicode/utf8"
+)
 
 // What the daemon accepts at most in the body of a request, in bytes.
 const (
@@ -89,4 +92,21 @@ type Status struct {
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
 	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+}
+
+// EncodeOutput returns the bytes of an output stream as an [ExecResult] carries
+// them: as text, and also raw when text cannot hold them.
+func EncodeOutput(b []byte) (text string, raw []byte) {
+	if utf8.Valid(b) {
+		return string(b), nil
+	}
+	return string([]rune(string(b))), b // a U+FFFD for each wrong byte
+}
+
+// DecodeOutput undoes [EncodeOutput].
+func DecodeOutput(text string, raw []byte) []byte {
+	if raw != nil {
+		return raw
+	}
+	return []byte(text)
 }

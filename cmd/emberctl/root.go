@@ -7,6 +7,7 @@ import (
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/version"
 	"github.com/spf13/cobra"
 )
 
@@ -49,6 +50,7 @@ func newRoot(a *app) *cobra.Command {
 		Short:         "Run code in microVMs",
 		Long:          rootHelp + "\n\n" + exitStatusHelp,
 		Example:       rootExamples,
+		Version:       version.Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -63,7 +65,15 @@ func newRoot(a *app) *cobra.Command {
 	f.StringVar(&a.runDir, "run-dir", cmp.Or(os.Getenv("EMBERD_RUN_DIR"), paths.DefaultRun), "where the state of what runs is kept ($EMBERD_RUN_DIR)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
 
-	root.AddCommand()
+	root.AddCommand(
+		newRunCmd(a),
+		newCreateCmd(a),
+		newExecCmd(a),
+		newRmCmd(a),
+		newLsCmd(a),
+		newInfoCmd(a),
+		newPackCmd(a),
+	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	wrapArgs(root)
 	return root

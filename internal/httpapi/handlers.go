@@ -8,7 +8,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-	"unicode/utf8"
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
@@ -181,15 +180,7 @@ func result(res sandbox.ExecResult) rest.ExecResult {
 		DurationUS: res.Duration.Microseconds(),
 		Error:      res.Err,
 	}
-	out.Stdout, out.StdoutBase64 = text(res.Stdout)
-	out.Stderr, out.StderrBase64 = text(res.Stderr)
+	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
+	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)
 	return out
-}
-
-// text returns b as text, and as it is if text cannot carry it.
-func text(b []byte) (string, []byte) {
-	if utf8.Valid(b) {
-		return string(b), nil
-	}
-	return string(b), b // the JSON encoder writes U+FFFD for each wrong byte
 }

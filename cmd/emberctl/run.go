@@ -1,0 +1,198 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"time"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/x/cleanup"
+	"github.com/emberd/emberd/internal/x/progress"
+	"github.com/spf13/cobra"
+)
+
+const programHelp = `
+The program's standard output and standard error are passed on byte for byte
+when it has ended. Unless standard input is a terminal, it is read to its end
+and given to the program; code and input together may take 1 MiB.
+
+Exit status:
+  the program's own, or 128+n when signal n ended it; and
+  2    the command line makes no sense
+  124  the program was stopped at its time limit
+  125  emberd failed: it is not known how the program ended
+  130  interrupted`
+
+func newRunCmd(a *app) *cobra.Command {
+	var src source
+	var pack string
+	cmd := &cobra.Command{
+		Use:   "run [flags] CODE|-",
+		Short: "Run a program in a sandbox of its own",
+		Long: `Run creates a sandbox, runs CODE in it with the pack's interpreter and deletes
+the sandbox, whatever happens. With - the code is read from standard input.
+` + programHelp,
+		Example: `  emberctl run 'print(6*7)'
+  emberctl run --pack shell 'uname -a; id'
+  emberctl run --timeout 5s --file script.py
+  emberctl run 'import sys; print(len(sys.stdin.read()))' < README.md
+  emberctl run - < script.py`,
+		Args: func(_ *cobra.Command, args []string) error { return src.check(args) },
+		RunE: func(cmd *cobra.Command, args []string) error {
+			prog, err := src.program(cmd.Context(), a, args)
+			if err != nil {
+				return err
+			}
+			return a.runOnce(cmd.Context(), pack, prog)
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	src.flags(cmd)
+	a.packFlag(cmd, &pack)
+	return cmd
+}
+
+func newExecCmd(a *app) *cobra.Command {
+	var src source
+	cmd := &cobra.Command{
+		Use:   "exec [flags] ID CODE|-",
+		Short: "Run a program in a sandbox",
+		Long: `Exec runs CODE in the sandbox ID with the pack's interpreter. With - the code is
+read from standard input. Each program is a process of its own; what it wrote to
+files is there for the next one.
+` + programHelp,
+		Example: `  id=$(emberctl create)
+  emberctl exec $id 'print(6*7)'
+  emberctl exec --timeout 500ms $id 'while True: pass'
+  emberctl exec $id --file script.py < data.csv`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return errors.New("which sandbox? give its ID")
+			}
+			return src.check(args[1:])
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			prog, err := src.program(cmd.Context(), a, args[1:])
+			if err != nil {
+				return err
+			}
+			show, stop := a.progress()
+			defer stop()
+			res, err := a.exec(cmd.Context(), show, args[0], prog)
+			stop()
+			if err != nil {
+				return err
+			}
+			return a.finish(args[0], res)
+		},
+		ValidArgsFunction: a.completeIDs(1),
+	}
+	src.flags(cmd)
+	return cmd
+}
+
+// runOnce runs prog in a sandbox that it creates, and deletes that sandbox also
+// when it is interrupted.
+func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) (err error) {
+	c := a.client()
+	show, stop := a.progress()
+	defer stop()
+	show.Step("creating a sandbox")
+	id, err := c.Create(ctx, pack)
+	if err != nil {
+		return &exitError{exitEmberd, err}
+	}
+	defer func() {
+		clean, cancel := cleanup.Context(ctx)
+		defer cancel()
+		// A sandbox that is not found was lost with its microVM.
+		if derr := c.Delete(clean, id); derr != nil && !isNotFound(derr) {
+			fmt.Fprintf(a.stderr, "emberctl: delete sandbox %s: %v\n", id, derr)
+		}
+	}()
+	res, err := a.exec(ctx, show, id, prog)
+	stop()
+	if err != nil {
+		return err
+	}
+	return a.finish(id, res)
+}
+
+func (a *app) exec(ctx context.Context, show progress.Func, id string, prog client.Program) (client.Result, error) {
+	show.Step("running")
+	res, err := a.client().Exec(ctx, id, prog)
+	if err != nil {
+		return res, &exitError{exitEmberd, err}
+	}
+	return res, nil
+}
+
+// finish passes on what a program wrote, and its exit status as an error.
+func (a *app) finish(id string, res client.Result) error {
+	if err := a.printResult(id, res); err != nil {
+		return err
+	}
+	switch {
+	case res.Err == client.TimedOut:
+		return &exitError{exitTimedOut, errors.New(res.Err)}
+	case res.Err != "":
+		return &exitError{exitEmberd, errors.New(res.Err)}
+	case res.ExitCode != 0:
+		return &exitError{code: res.ExitCode}
+	}
+	return nil
+}
+
+func (a *app) printResult(id string, res client.Result) error {
+	if !a.json {
+		_, err := a.stdout.Write(res.Stdout)
+		_, errStderr := a.stderr.Write(res.Stderr)
+		return errors.Join(err, errStderr)
+	}
+	out := struct {
+		ID string `json:"id"`
+		rest.ExecResult
+	}{id, rest.ExecResult{
+		ExitCode:   res.ExitCode,
+		DurationMS: res.Duration.Milliseconds(),
+		DurationUS: res.Duration.Microseconds(),
+		Error:      res.Err,
+	}}
+	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
+	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)
+	return a.printJSON(out)
+}
+
+func isNotFound(err error) bool {
+	e, ok := errors.AsType[*client.Error](err)
+	return ok && e.Status == http.StatusNotFound
+}
+
+// source is where a program comes from, and how long it may take.
+type source struct {
+	file    string
+	timeout time.Duration
+}
+
+func (s *source) flags(cmd *cobra.Command) {
+	cmd.Flags().StringVarP(&s.file, "file", "f", "", "read the code from this file")
+	cmd.Flags().DurationVarP(&s.timeout, "timeout", "t", 0, "kill the program after this time, such as 500ms or 1m (0: never)")
+}
+
+// check complains about a command line without exactly one program.
+func (s *source) check(args []string) error {
+	switch {
+	case s.timeout < 0:
+		return errors.New("--timeout must not be negative")
+	case len(args) == 0 && s.file == "":
+		return errors.New("what to run? give CODE, - or --file")
+	case len(args) == 1 && s.file != "":
+		return errors.New("give CODE or --file, not both")
+	case len(args) > 1:
+		return fmt.Errorf("CODE is one argument, so quote it; unexpected %q", args[1])
+	}
+	return nil
+}

@@ -1,0 +1,140 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/spf13/cobra"
+)
+
+func newCreateCmd(a *app) *cobra.Command {
+	var pack string
+	cmd := &cobra.Command{
+		Use:   "create",
+		Short: "Create a sandbox and print its id",
+		Long: `Create boots a microVM and prints the sandbox's id when it takes programs.
+Interrupted before that, it leaves nothing behind.`,
+		Example: `  id=$(emberctl create --pack shell)
+  emberctl exec $id 'echo hello'
+  emberctl rm $id`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			show, stop := a.progress()
+			defer stop()
+			show.Step("creating a sandbox")
+			id, err := a.client().Create(cmd.Context(), pack)
+			stop()
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(rest.CreateResponse{ID: id})
+			}
+			_, err = fmt.Fprintln(a.stdout, id)
+			return err
+		},
+	}
+	a.packFlag(cmd, &pack)
+	return cmd
+}
+
+func newRmCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "rm ID...",
+		Aliases: []string{"delete"},
+		Short:   "Delete sandboxes",
+		Long: `Rm ends the microVMs of the sandboxes and everything that runs in them. One that
+cannot be deleted does not stop the others.`,
+		Example: `  emberctl rm sb_a1b2c3d4e5f6
+  emberctl ls --json | jq -r '.sandboxes[].id' | xargs emberctl rm`,
+		Args: cobra.MinimumNArgs(1),
+		RunE: func(cmd *cobra.Command, ids []string) error {
+			c := a.client()
+			var errs []error
+			for _, id := range ids {
+				if err := c.Delete(cmd.Context(), id); err != nil {
+					errs = append(errs, fmt.Errorf("%s: %w", id, err))
+				}
+			}
+			return errors.Join(errs...)
+		},
+		ValidArgsFunction: a.completeIDs(0),
+	}
+}
+
+func newLsCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:     "ls",
+		Aliases: []string{"list"},
+		Short:   "List the sandboxes, oldest first",
+		Example: `  emberctl ls
+  emberctl ls --json`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			list, err := a.client().List(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(rest.SandboxList{Sandboxes: list})
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(w, "ID\tPACK\tSTATE\tVCPUS\tMEMORY\tAGE")
+			for _, sb := range list {
+				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d MiB\t%s\n", sb.ID, sb.LanguagePack, sb.State,
+					sb.GuestVCPUs, sb.GuestRAMMiB, age(time.Since(sb.CreatedAt)))
+			}
+			return w.Flush()
+		},
+	}
+}
+
+func newInfoCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "info",
+		Short: "Describe the daemon",
+		Example: `  emberctl info
+  emberctl info --json | jq -r .kvm`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			info, err := a.client().Info(cmd.Context())
+			if err != nil {
+				return err
+			}
+			if a.json {
+				return a.printJSON(info)
+			}
+			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+			for _, row := range [][2]string{
+				{"emberd", info.Versions.Emberd},
+				{"firecracker", info.Versions.Firecracker},
+				{"host kernel", info.Versions.HostKernel},
+				{"kvm", info.KVM},
+				{"guest", fmt.Sprintf("%d vCPU, %d MiB", info.GuestVCPUs, info.GuestRAMMiB)},
+				{"boot path", info.BootPath},
+				{"packs", strings.Join(info.Packs, ", ")},
+				{"data", info.WorkDir},
+			} {
+				fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
+			}
+			return w.Flush()
+		},
+	}
+}
+
+// age returns d to a precision that suits a person.
+func age(d time.Duration) string {
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
