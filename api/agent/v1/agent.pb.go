@@ -302,13 +302,13 @@ func (x *Exec) GetProgram() isExec_Program {
 	return nil
 }
 
-func (x *Exec) GetCode() string {
+func (x *Exec) GetCode() []byte {
 	if x != nil {
 		if x, ok := x.Program.(*Exec_Code); ok {
 			return x.Code
 		}
 	}
-	return ""
+	return nil
 }
 
 func (x *Exec) GetCommand() *Command {
@@ -332,8 +332,9 @@ type isExec_Program interface {
 }
 
 type Exec_Code struct {
-	// Source text for the interpreter the agent was booted with.
-	Code string `protobuf:"bytes,1,opt,name=code,proto3,oneof"`
+	// Source text for the interpreter the agent was booted with: any bytes but
+	// NUL.
+	Code []byte `protobuf:"bytes,1,opt,name=code,proto3,oneof"`
 }
 
 type Exec_Command struct {
@@ -702,7 +703,7 @@ const file_agent_proto_rawDesc = "" +
 	"\bbuild_id\x18\x02 \x01(\tR\abuildId\x12 \n" +
 	"\vinterpreter\x18\x03 \x01(\tR\vinterpreter\"|\n" +
 	"\x04Exec\x12\x14\n" +
-	"\x04code\x18\x01 \x01(\tH\x00R\x04code\x124\n" +
+	"\x04code\x18\x01 \x01(\fH\x00R\x04code\x124\n" +
 	"\acommand\x18\x02 \x01(\v2\x18.emberd.agent.v1.CommandH\x00R\acommand\x12\x1d\n" +
 	"\n" +
 	"timeout_ms\x18\x03 \x01(\x04R\ttimeoutMsB\t\n" +

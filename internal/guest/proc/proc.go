@@ -1,0 +1,261 @@
+// Package proc runs one program with its standard streams, a time limit and a
+// handle on the whole tree of processes it starts.
+//
+// Each run has its own control group, which the program is in from its first
+// instruction: a limit that is reached, or a caller that goes away, ends every
+// process of the tree, whatever sessions and process groups it made. Where
+// there is no cgroup v2, which is only so in tests, the program's process group
+// has to do. Output flows into the caller's writers and nowhere else: a slow
+// writer blocks the program. The package knows nothing of frames or streams.
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/guest/reaper"
+)
+
+// linger is how long output is read after the program has ended while a
+// background process still holds the pipe.
+const linger = 250 * time.Millisecond
+
+// maxArg is the longest argument execve takes, MAX_ARG_STRLEN without its NUL.
+const maxArg = 128<<10 - 1
+
+// Command is a program to run.
+type Command struct {
+	// Argv is the program, looked up in PATH unless it holds a slash, and its
+	// arguments.
+	Argv []string
+	// Env is added to the default environment.
+	Env []string
+	// Dir is the working directory; empty means root's home.
+	Dir string
+	// Timeout is a wall-clock limit; zero means none.
+	Timeout time.Duration
+
+	script []byte // handed over as file descriptor 3
+}
+
+// Script is code for an interpreter: as its -c argument, or as a file when it
+// is too long to be one.
+func Script(interpreter string, code []byte) Command {
+	if len(code) <= maxArg {
+		return Command{Argv: []string{interpreter, "-c", string(code)}}
+	}
+	return Command{Argv: []string{interpreter, "/proc/self/fd/3"}, script: code}
+}
+
+// Stdio is where a program's input comes from and its output goes. Run closes
+// Stdin when the program has ended.
+type Stdio struct {
+	Stdin          io.ReadCloser
+	Stdout, Stderr io.Writer
+}
+
+// Result is how a program ended.
+type Result struct {
+	// Code is the exit status, or 128+Signal.
+	Code int
+	// Signal is what ended the program, zero if it exited.
+	Signal int
+	// TimedOut is set when the program was killed at its limit.
+	TimedOut bool
+	Duration time.Duration
+}
+
+// StartError says why a program could not be started.
+type StartError struct {
+	Name string
+	Err  error
+}
+
+// Error names the program and the reason.
+func (e *StartError) Error() string { return fmt.Sprintf("start %q: %v", e.Name, e.Err) }
+
+// Unwrap returns the reason.
+func (e *StartError) Unwrap() error { return e.Err }
+
+// Runner runs programs. Any number of goroutines may use it.
+type Runner struct {
+	reaper  *reaper.Reaper
+	groups  *groups
+	orphans orphans
+}
+
+// New returns a runner whose programs are started by r and have their control
+// groups under cgroupRoot; an empty cgroupRoot means that there is no cgroup v2.
+func New(r *reaper.Reaper, cgroupRoot string) *Runner {
+	runner := &Runner{reaper: r}
+	if cgroupRoot != "" {
+		runner.groups = &groups{root: cgroupRoot}
+	}
+	return runner
+}
+
+// Close stops discarding the output of background processes, which go on
+// without a reader.
+func (r *Runner) Close() { r.orphans.close() }
+
+// Run runs cmd to its end. The error is a [*StartError] when the program never
+// ran, and ctx's cause when ctx ended first; the whole tree is dead then.
+//
+// Run returns when the program has ended and all that it wrote has been handed
+// over. Processes that it left in the background live on; their output is read
+// a moment longer and then discarded.
+func (r *Runner) Run(ctx context.Context, cmd Command, stdio Stdio) (Result, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	p, err := r.start(cmd)
+	if err != nil {
+		_ = stdio.Stdin.Close()
+		return Result{}, &StartError{Name: cmd.Argv[0], Err: err}
+	}
+	began := time.Now()
+	var in, out sync.WaitGroup
+	in.Go(func() { feed(p.stdin, stdio.Stdin) })
+	out.Go(func() { p.stdout.copyTo(stdio.Stdout, cancel) })
+	out.Go(func() { p.stderr.copyTo(stdio.Stderr, cancel) })
+
+	killed := p.wait(ctx, cmd.Timeout)
+	duration := time.Since(began)
+
+	// A write to a pipe and a read from the caller may both be blocked: closing
+	// is what ends them.
+	_ = p.stdin.Close()
+	_ = stdio.Stdin.Close()
+	in.Wait()
+	p.stdout.lingerFor(linger)
+	p.stderr.lingerFor(linger)
+	out.Wait()
+	r.orphans.discard(p.stdout.pipe)
+	r.orphans.discard(p.stderr.pipe)
+	p.group.release()
+
+	if ctx.Err() != nil {
+		return Result{}, context.Cause(ctx)
+	}
+	return result(p.child.Status(), killed, duration), nil
+}
+
+func result(status syscall.WaitStatus, killed bool, duration time.Duration) Result {
+	if !status.Signaled() {
+		return Result{Code: status.ExitStatus(), Duration: duration}
+	}
+	sig := int(status.Signal())
+	return Result{
+		Code:     128 + sig,
+		Signal:   sig,
+		TimedOut: killed && status.Signal() == syscall.SIGKILL,
+		Duration: duration,
+	}
+}
+
+// process is a program that has been started.
+type process struct {
+	child          *reaper.Child
+	group          group
+	stdin          *os.File
+	stdout, stderr *output
+}
+
+// wait waits for the program's end and hastens it when the limit is reached or
+// ctx ends. It tells whether the limit was reached.
+func (p *process) wait(ctx context.Context, timeout time.Duration) (timedOut bool) {
+	var limit <-chan time.Time
+	if timeout > 0 {
+		t := time.NewTimer(timeout)
+		defer t.Stop()
+		limit = t.C
+	}
+	select {
+	case <-p.child.Done():
+		return false
+	case <-limit:
+		timedOut = true
+	case <-ctx.Done():
+	}
+	p.group.kill(p.child)
+	<-p.child.Done()
+	return timedOut
+}
+
+// start starts cmd in a control group of its own, with a pipe for each of its
+// standard streams.
+func (r *Runner) start(cmd Command) (_ *process, err error) {
+	path, err := exec.LookPath(cmd.Argv[0])
+	if err != nil {
+		return nil, reason(err)
+	}
+	var files files
+	defer files.closeChildEnds()
+	stdin, stdout, stderr, err := files.standard()
+	if err != nil {
+		return nil, err
+	}
+	if cmd.script != nil {
+		if err := files.script(cmd.script); err != nil {
+			return nil, errors.Join(err, files.closeOwnEnds())
+		}
+	}
+	group, err := r.groups.create()
+	if err != nil {
+		return nil, errors.Join(err, files.closeOwnEnds())
+	}
+	attr := &os.ProcAttr{
+		Dir:   workingDir(cmd.Dir),
+		Env:   append(DefaultEnv(), cmd.Env...),
+		Files: files.child,
+		Sys:   &syscall.SysProcAttr{Setsid: true},
+	}
+	group.enter(attr.Sys)
+	child, err := r.reaper.Start(path, cmd.Argv, attr)
+	if err != nil {
+		group.release()
+		return nil, errors.Join(reason(err), files.closeOwnEnds())
+	}
+	return &process{child: child, group: group, stdin: stdin, stdout: &output{pipe: stdout}, stderr: &output{pipe: stderr}}, nil
+}
+
+// DefaultEnv is the environment of every program.
+func DefaultEnv() []string {
+	return []string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+		"HOME=/root",
+		"USER=root",
+		"LANG=C.UTF-8",
+	}
+}
+
+func workingDir(dir string) string {
+	const home = "/root"
+	switch {
+	case dir != "":
+		return dir
+	case unix.Access(home, unix.X_OK) == nil:
+		return home
+	}
+	return "/"
+}
+
+// reason strips the call and the path that the os packages put before an error:
+// the program's name is said once, by [StartError].
+func reason(err error) error {
+	if e, ok := errors.AsType[*exec.Error](err); ok {
+		return e.Err
+	}
+	if e, ok := errors.AsType[*os.PathError](err); ok {
+		return e.Err
+	}
+	return err
+}

@@ -1,0 +1,182 @@
+// Package server is the agent's side of the guest protocol: it serves the
+// operations of docs/PROTOCOL.md on connections from the host.
+//
+// One connection is one yamux session, and each stream in it is one operation
+// with a goroutine of its own. What an operation started does not outlive its
+// stream, except for what a program left running in the background. The server
+// trusts the host; it is the host that must not trust what comes from here.
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+	"google.golang.org/protobuf/proto"
+
+	agentv1 "github.com/emberd/emberd/api/agent/v1"
+	"github.com/emberd/emberd/internal/guest/proc"
+	"github.com/emberd/emberd/internal/guest/reaper"
+)
+
+const (
+	// requestTimeout is how long a new stream may take to say what it wants.
+	requestTimeout = 30 * time.Second
+	// writeTimeout is how long the connection may take no byte at all.
+	writeTimeout = 30 * time.Second
+	// closeTimeout is how long a stream that was closed here waits for the host
+	// to close it too.
+	closeTimeout = 30 * time.Second
+	// backlog is how many streams may wait to be accepted.
+	backlog = 64
+	// maxErrorText keeps errors well inside a message frame.
+	maxErrorText = 1 << 10
+)
+
+// Config is what a server needs to know.
+type Config struct {
+	// Interpreter runs the code of an exec; empty refuses code.
+	Interpreter string
+	// BuildID is told in Hello.
+	BuildID string
+	// Reaper starts the programs. Its Run is the caller's to call. When nil the
+	// server makes one for its own children.
+	Reaper *reaper.Reaper
+	// CgroupRoot is where cgroup v2 is mounted; empty if it is not.
+	CgroupRoot string
+	Log        *slog.Logger
+}
+
+// Server serves operations. Any number of connections may be served at once.
+type Server struct {
+	cfg   Config
+	procs *proc.Runner
+}
+
+// New returns a server.
+func New(cfg Config) *Server {
+	if cfg.Reaper == nil {
+		cfg.Reaper = reaper.New()
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{cfg: cfg, procs: proc.New(cfg.Reaper, cfg.CgroupRoot)}
+}
+
+// Close releases what background processes of finished execs hold here.
+func (s *Server) Close() { s.procs.Close() }
+
+// Serve serves every connection that l accepts until ctx ends, and returns when
+// all of them have ended. It closes l.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { _ = l.Close() })()
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept: %w", err)
+		}
+		conns.Go(func() {
+			if err := s.ServeConn(ctx, conn); err != nil {
+				s.cfg.Log.Debug("connection ended", "err", err)
+			}
+		})
+	}
+}
+
+// ServeConn serves one connection until it breaks or ctx ends, and closes it.
+// Programs that still run for it are killed. A host that goes away is no error.
+func (s *Server) ServeConn(ctx context.Context, conn io.ReadWriteCloser) error {
+	session, err := yamux.Server(conn, &yamux.Config{
+		AcceptBacklog:          backlog,
+		KeepAliveInterval:      time.Minute, // must be set even though it is off
+		ConnectionWriteTimeout: writeTimeout,
+		MaxStreamWindowSize:    256 << 10,
+		StreamCloseTimeout:     closeTimeout,
+		LogOutput:              io.Discard,
+	})
+	if err != nil {
+		return errors.Join(fmt.Errorf("start session: %w", err), conn.Close())
+	}
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	defer func() { _ = session.Close() }()
+	for {
+		stream, err := session.AcceptStreamWithContext(ctx)
+		switch {
+		case err == nil:
+		case ctx.Err() != nil || errors.Is(err, io.EOF) || errors.Is(err, yamux.ErrSessionShutdown):
+			return nil
+		default:
+			return fmt.Errorf("session: %w", err)
+		}
+		streams.Go(func() { s.serveStream(ctx, stream) })
+	}
+}
+
+// serveStream carries out one operation.
+func (s *Server) serveStream(ctx context.Context, stream net.Conn) {
+	defer func() { _ = stream.Close() }()
+	w := agentv1.NewFrameWriter(stream)
+	if err := s.dispatch(ctx, stream, w); err != nil {
+		// The host may be gone; then nobody is left to tell.
+		_ = w.WriteMessage(agentv1.FrameError, &agentv1.Error{Message: text(err)})
+	}
+}
+
+func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.FrameWriter) error {
+	req, err := readRequest(stream)
+	if err != nil {
+		return err
+	}
+	switch op := req.GetOp().(type) {
+	case *agentv1.Request_Hello:
+		return w.WriteMessage(agentv1.FrameHello, &agentv1.HelloReply{
+			ProtocolVersion: agentv1.ProtocolVersion,
+			BuildId:         s.cfg.BuildID,
+			Interpreter:     s.cfg.Interpreter,
+		})
+	case *agentv1.Request_Exec:
+		return s.exec(ctx, stream, w, op.Exec)
+	case *agentv1.Request_WriteFile:
+		return writeFile(stream, w, op.WriteFile)
+	case *agentv1.Request_Dial:
+		return dial(ctx, stream, w, op.Dial)
+	}
+	return errors.New("unknown operation")
+}
+
+func readRequest(stream net.Conn) (*agentv1.Request, error) {
+	if err := stream.SetReadDeadline(time.Now().Add(requestTimeout)); err != nil {
+		return nil, err
+	}
+	_, payload, err := agentv1.NewFrameReader(stream, agentv1.FrameRequest).Next()
+	if err != nil {
+		return nil, fmt.Errorf("read request: %w", err)
+	}
+	req := new(agentv1.Request)
+	if err := proto.Unmarshal(payload, req); err != nil {
+		return nil, fmt.Errorf("decode request: %w", err)
+	}
+	return req, stream.SetReadDeadline(time.Time{})
+}
+
+// text is err in a form that a message can carry.
+func text(err error) string {
+	s := err.Error()
+	return strings.ToValidUTF8(s[:min(len(s), maxErrorText)], "\uFFFD")
+}
