@@ -25,6 +25,7 @@ import (
 	"syscall"
 
 	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/sandbox"
 )
 
 // The exit statuses that are not a program's own.
@@ -118,6 +119,9 @@ func report(w io.Writer, err error, command string) int {
 func hintFor(err error, code int, command string) string {
 	if errors.Is(err, client.ErrUnreachable) {
 		return "start emberd, or on a host without KVM: emberctl machine start"
+	}
+	if e, ok := errors.AsType[*client.Error](err); ok && e.Code == string(sandbox.CodeUnknownPack) {
+		return "emberctl info lists the packs that emberd has"
 	}
 	if code == exitUsage {
 		return command + " --help"
