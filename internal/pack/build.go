@@ -5,17 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/command"
+	"github.com/emberd/emberd/internal/x/lockfile"
 	"github.com/emberd/emberd/internal/x/progress"
+	"github.com/emberd/emberd/internal/x/swapdir"
 )
 
 // builderVersion changes when this code would make another image of the same
@@ -33,34 +32,39 @@ var ErrBusy = errors.New("another build of packs is running")
 //
 // It needs root, since programs of the image run in a chroot, and the Debian
 // tools mmdebstrap and mksquashfs.
-func Build(ctx context.Context, def Definition, data paths.Data, report progress.Func) (_ Manifest, err error) {
-	var undo cleanup.Stack
-	defer func() { err = errors.Join(err, undo.Unwind(ctx)) }()
-
+func Build(ctx context.Context, def Definition, data paths.Data, report progress.Func) (Manifest, error) {
 	if os.Geteuid() != 0 {
 		return Manifest{}, fmt.Errorf("build pack %s: this needs root: run it with sudo", def.Name)
 	}
-	unlock, err := lockBuilds(data)
+	m, err := buildInto(ctx, def, data, report)
 	if err != nil {
 		return Manifest{}, fmt.Errorf("build pack %s: %w", def.Name, err)
 	}
-	undo.Add("lock", func(context.Context) error { return unlock() })
+	return m, nil
+}
+
+func buildInto(ctx context.Context, def Definition, data paths.Data, report progress.Func) (_ Manifest, err error) {
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Unwind(ctx)) }()
+
+	release, err := lockBuilds(data)
+	if err != nil {
+		return Manifest{}, err
+	}
+	undo.Add("lock", func(context.Context) error { return release() })
 	// An image that is built stands in a directory as [Load] wants it, so that
 	// one rename of the directory shows both files.
 	work, err := os.MkdirTemp(data.Packs(), partialPrefix+def.Name+"-*")
 	if err != nil {
-		return Manifest{}, fmt.Errorf("build pack %s: %w", def.Name, err)
+		return Manifest{}, err
 	}
 	undo.Add("working directory", func(context.Context) error { return os.RemoveAll(work) })
 
 	m, err := build(ctx, def, work, report)
 	if err != nil {
-		return Manifest{}, fmt.Errorf("build pack %s: %w", def.Name, err)
+		return Manifest{}, err
 	}
-	if err := publish(filepath.Join(work, outDir), filepath.Dir(data.PackRootfs(def.Name))); err != nil {
-		return Manifest{}, fmt.Errorf("build pack %s: %w", def.Name, err)
-	}
-	return m, nil
+	return m, swapdir.Publish(filepath.Join(work, outDir), filepath.Dir(data.PackRootfs(def.Name)))
 }
 
 // The parts of a working directory: the image's files, what becomes the pack's
@@ -123,52 +127,14 @@ func writeManifest(path string, m Manifest) error {
 	return os.WriteFile(path, append(raw, '\n'), 0o644)
 }
 
-// publish makes the directory out appear as target, on the disk too before it
-// returns. A target that exists is exchanged, and stays behind under out's name
-// for the caller to delete.
-func publish(out, target string) error {
-	entries, err := os.ReadDir(out)
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if err := syncFile(filepath.Join(out, e.Name())); err != nil {
-			return err
-		}
-	}
-	err = unix.Renameat2(unix.AT_FDCWD, out, unix.AT_FDCWD, target, unix.RENAME_EXCHANGE)
-	if errors.Is(err, fs.ErrNotExist) {
-		err = os.Rename(out, target)
-	}
-	if err != nil {
-		return fmt.Errorf("move the built pack to %s: %w", target, err)
-	}
-	return syncFile(filepath.Dir(target))
-}
-
-func syncFile(path string) error {
-	f, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(f.Sync(), f.Close())
-}
-
 // lockBuilds makes the pack directory, takes the lock of those who build in it
 // and deletes what a killed build has left there.
-func lockBuilds(data paths.Data) (unlock func() error, err error) {
-	if err := os.MkdirAll(data.Packs(), 0o755); err != nil {
-		return nil, err
+func lockBuilds(data paths.Data) (release func() error, err error) {
+	release, err = lockfile.Take(filepath.Join(data.Packs(), ".lock"))
+	if errors.Is(err, lockfile.ErrHeld) {
+		return nil, ErrBusy
 	}
-	f, err := os.OpenFile(filepath.Join(data.Packs(), ".lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			err = ErrBusy
-		}
 		return nil, err
 	}
 	left, err := filepath.Glob(filepath.Join(data.Packs(), partialPrefix+"*"))
@@ -176,10 +142,9 @@ func lockBuilds(data paths.Data) (unlock func() error, err error) {
 		err = errors.Join(err, os.RemoveAll(dir))
 	}
 	if err != nil {
-		f.Close()
-		return nil, err
+		return nil, errors.Join(err, release())
 	}
-	return f.Close, nil
+	return release, nil
 }
 
 // toolVersions returns what made an image beside its definition: mksquashfs
