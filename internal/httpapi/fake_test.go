@@ -101,8 +101,7 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
-func newAPI(t *testing.T, e *fakeEngine) http.Handler {
-	t.Helper()
+func newAPI(e *fakeEngine) http.Handler {
 	return newLoggedAPI(e, nil, &logBuffer{})
 }
 

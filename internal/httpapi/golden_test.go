@@ -11,7 +11,7 @@ var update = flag.Bool("update", false, "write the golden files")
 
 // TestOpenAPI compares the published document with the one that was reviewed.
 func TestOpenAPI(t *testing.T) {
-	rec := request(t, newAPI(t, &fakeEngine{}), "GET", "/openapi.json", "")
+	rec := request(t, newAPI(&fakeEngine{}), "GET", "/openapi.json", "")
 	golden := filepath.Join("testdata", "openapi.json")
 	if *update {
 		if err := os.WriteFile(golden, rec.Body.Bytes(), 0o644); err != nil {
