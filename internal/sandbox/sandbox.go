@@ -89,6 +89,9 @@ type ExecRequest struct {
 // known; everything else is an error.
 type ExecResult struct {
 	Stdout, Stderr []byte
+	// StdoutTruncated and StderrTruncated say that the program wrote more than
+	// the result carries.
+	StdoutTruncated, StderrTruncated bool
 	// ExitCode is the program's status, 128+n when signal n ended it, and -1
 	// when Err is set.
 	ExitCode int

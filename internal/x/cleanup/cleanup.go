@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -41,17 +42,23 @@ func (s *Stack) Add(name string, run func(context.Context) error) {
 // Release forgets every undo: what was made now belongs to somebody else.
 func (s *Stack) Release() { s.undos = nil }
 
-// Unwind runs every undo, last first, and empties the stack. One that fails
-// does not stop the others; their errors are joined.
+// Unwind runs every undo, last first. One that fails does not stop the others;
+// their errors are joined. Only what failed stays in the stack, for another
+// Unwind to try again.
 func (s *Stack) Unwind(ctx context.Context) error {
 	ctx, cancel := Context(ctx)
 	defer cancel()
-	var errs []error
-	for i := len(s.undos) - 1; i >= 0; i-- {
-		if err := s.undos[i].run(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("undo %s: %w", s.undos[i].name, err))
+	var (
+		failed []undo
+		errs   []error
+	)
+	for _, u := range slices.Backward(s.undos) {
+		if err := u.run(ctx); err != nil {
+			failed = append(failed, u)
+			errs = append(errs, fmt.Errorf("undo %s: %w", u.name, err))
 		}
 	}
-	s.undos = nil
+	slices.Reverse(failed)
+	s.undos = failed
 	return errors.Join(errs...)
 }

@@ -1,0 +1,341 @@
+// Package engine owns the life of sandboxes: create, exec, delete, list.
+//
+// The one idea: one table of sandboxes, and one lock for each of them. What
+// takes long happens under no lock but the sandbox's own. A sandbox's record is
+// on disk before the first side effect and goes after the last, so the table is
+// a cache of the disk.
+//
+// The invariant: a sandbox that is listed as running has a VM, and a VM that
+// ended takes its sandbox off the list. Whoever creates, deletes, dies or shuts
+// down at the same time, each sandbox is torn down exactly once.
+//
+// The engine asks a Provisioner for VMs and never sees a VMM; it knows no HTTP.
+package engine
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/store"
+	"github.com/emberd/emberd/internal/x/cleanup"
+	"github.com/emberd/emberd/internal/x/fault"
+)
+
+// Fault points of [Engine.Create], one for each step of its own.
+const (
+	FaultRecord  = "engine.record"
+	FaultProvide = "engine.provide"
+	FaultReady   = "engine.ready"
+)
+
+// FaultPoints are the steps of [Engine.Create] that a test can break.
+var FaultPoints = []string{FaultRecord, FaultProvide, FaultReady}
+
+// Config is what an engine works with.
+type Config struct {
+	Packs       *pack.Registry
+	Provisioner provision.Provisioner
+	Store       *store.Store
+	Size        sandbox.Size
+	Log         *slog.Logger
+	Faults      *fault.Set
+	// Now is the clock; nil means [time.Now].
+	Now func() time.Time
+}
+
+// Engine is the table of sandboxes. Its methods may be called by any number of
+// goroutines.
+type Engine struct {
+	cfg Config
+	// wg counts creates and the watchers of running VMs.
+	wg sync.WaitGroup
+
+	mu      sync.Mutex
+	entries map[sandbox.ID]*entry
+	closing bool
+}
+
+// entry is one sandbox in the table.
+type entry struct {
+	// abort ends a create that is under way; gone is closed when nothing is
+	// left of the sandbox.
+	abort context.CancelCauseFunc
+	gone  chan struct{}
+	// teardown is held by the one who takes the sandbox down.
+	teardown sync.Mutex
+
+	// mu guards what follows. It is never held across I/O.
+	mu sync.Mutex
+	sb sandbox.Sandbox
+	vm *provision.VM
+}
+
+func (e *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.sb, e.vm
+}
+
+// New returns an engine with no sandboxes. Records that an earlier daemon left
+// are cleared: its VMs are gone by the time an engine is made.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	old, err := cfg.Store.Load()
+	if err != nil {
+		cfg.Log.Error("unreadable sandbox records were set aside", "err", err)
+	}
+	for _, sb := range old {
+		cfg.Log.Warn("sandbox was lost when emberd stopped", "sandbox_id", sb.ID, "pack", sb.Pack)
+		if err := cfg.Store.Delete(sb.ID); err != nil {
+			return nil, err
+		}
+	}
+	return &Engine{cfg: cfg, entries: make(map[sandbox.ID]*entry)}, nil
+}
+
+// Ready returns nil as long as sandboxes can be created.
+func (e *Engine) Ready() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
+		return sandbox.ErrClosing
+	}
+	return nil
+}
+
+// Get returns one sandbox that is running.
+func (e *Engine) Get(id sandbox.ID) (sandbox.Sandbox, error) {
+	sb, _, err := e.running(id)
+	return sb, err
+}
+
+// List returns the sandboxes that are running, oldest first.
+func (e *Engine) List() []sandbox.Sandbox {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := []sandbox.Sandbox{}
+	for _, en := range e.entries {
+		if sb, _ := en.snapshot(); sb.State == sandbox.Running {
+			list = append(list, sb)
+		}
+	}
+	slices.SortFunc(list, func(a, b sandbox.Sandbox) int {
+		return cmp.Or(a.CreatedAt.Compare(b.CreatedAt), cmp.Compare(a.ID, b.ID))
+	})
+	return list
+}
+
+func (e *Engine) running(id sandbox.ID) (sandbox.Sandbox, *provision.VM, error) {
+	e.mu.Lock()
+	en := e.entries[id]
+	e.mu.Unlock()
+	if en != nil {
+		if sb, vm := en.snapshot(); sb.State == sandbox.Running {
+			return sb, vm, nil
+		}
+	}
+	return sandbox.Sandbox{}, nil, sandbox.ErrNotFound
+}
+
+// Create makes a sandbox and returns when it is ready for exec. When ctx ends
+// first, nothing is left of it.
+func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	p, err := e.cfg.Packs.Get(cmp.Or(spec.Pack, sandbox.DefaultPack))
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	en, err := e.reserve(p, cancel)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
+	defer e.wg.Done()
+
+	sb, _ := en.snapshot()
+	began := e.cfg.Now()
+	if err := e.bringUp(ctx, en, p); err != nil {
+		err = errors.Join(err, e.takeDown(ctx, en))
+		e.cfg.Log.Error("sandbox was not created", "sandbox_id", sb.ID, "pack", sb.Pack, "err", err)
+		return sandbox.Sandbox{}, err
+	}
+	sb, _ = en.snapshot()
+	e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "pack", sb.Pack,
+		"boot_path", sb.BootPath, "duration_ms", e.cfg.Now().Sub(began).Milliseconds())
+	return sb, nil
+}
+
+// reserve puts a new sandbox into the table, where Close and the next daemon
+// can see it. The caller owns one count of e.wg.
+func (e *Engine) reserve(p pack.Pack, abort context.CancelCauseFunc) (*entry, error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.closing {
+		return nil, sandbox.ErrClosing
+	}
+	id := sandbox.NewID()
+	for e.entries[id] != nil {
+		id = sandbox.NewID()
+	}
+	en := &entry{
+		abort: abort,
+		gone:  make(chan struct{}),
+		sb: sandbox.Sandbox{
+			ID: id, Pack: p.Name, Size: e.cfg.Size, State: sandbox.Creating, CreatedAt: e.cfg.Now().UTC(),
+		},
+	}
+	e.entries[id] = en
+	e.wg.Add(1)
+	return en, nil
+}
+
+// bringUp does what makes a reserved sandbox run. On error the caller takes it
+// down.
+func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack) error {
+	sb, _ := en.snapshot()
+	if err := errors.Join(e.cfg.Faults.Hit(FaultRecord), e.cfg.Store.Put(sb)); err != nil {
+		return err
+	}
+	if err := e.cfg.Faults.Hit(FaultProvide); err != nil {
+		return err
+	}
+	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{ID: sb.ID, Pack: p, Size: sb.Size})
+	if err != nil {
+		return err
+	}
+	en.mu.Lock()
+	en.vm = vm
+	sb.BootPath = vm.BootPath
+	en.mu.Unlock()
+	if err := e.cfg.Faults.Hit(FaultReady); err != nil {
+		return err
+	}
+	running := sb
+	running.State = sb.State.To(sandbox.Running)
+	if err := e.cfg.Store.Put(running); err != nil {
+		return err
+	}
+
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	en.sb = running
+	e.wg.Go(func() { e.watch(en, vm) })
+	return nil
+}
+
+// watch takes a sandbox off the list when its VM ends on its own.
+func (e *Engine) watch(en *entry, vm *provision.VM) {
+	select {
+	case <-en.gone:
+		return
+	case <-vm.Done():
+	}
+	sb, _ := en.snapshot()
+	if sb.State == sandbox.Running {
+		e.cfg.Log.Error("microVM ended unexpectedly", "sandbox_id", sb.ID, "pack", sb.Pack)
+	}
+	if err := e.takeDown(context.Background(), en); err != nil {
+		e.cfg.Log.Error("sandbox was not cleared", "sandbox_id", sb.ID, "err", err)
+	}
+}
+
+// Delete ends a sandbox and returns when nothing is left of it. It is also true
+// for a sandbox that somebody else is deleting at the same time.
+func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
+	e.mu.Lock()
+	en := e.entries[id]
+	e.mu.Unlock()
+	if en == nil {
+		return sandbox.ErrNotFound
+	}
+	sb, _ := en.snapshot()
+	if sb.State == sandbox.Creating {
+		// Nobody was told this id yet.
+		return sandbox.ErrNotFound
+	}
+	return e.takeDown(ctx, en)
+}
+
+// takeDown removes everything a sandbox has, then its record, then its place in
+// the table. A caller that comes second waits for the first, and tries again
+// what that could not do.
+func (e *Engine) takeDown(ctx context.Context, en *entry) error {
+	ctx, cancel := cleanup.Context(ctx)
+	defer cancel()
+	en.teardown.Lock()
+	defer en.teardown.Unlock()
+
+	en.mu.Lock()
+	if en.sb.State == sandbox.Gone {
+		en.mu.Unlock()
+		return nil
+	}
+	if en.sb.State != sandbox.Deleting {
+		en.sb.State = en.sb.State.To(sandbox.Deleting)
+	}
+	sb, vm := en.sb, en.vm
+	en.mu.Unlock()
+
+	if vm != nil {
+		if err := vm.Kill(ctx); err != nil {
+			return fmt.Errorf("delete %s: %w", sb.ID, err)
+		}
+	}
+	if err := e.cfg.Store.Delete(sb.ID); err != nil {
+		return fmt.Errorf("delete %s: %w", sb.ID, err)
+	}
+	e.mu.Lock()
+	delete(e.entries, sb.ID)
+	e.mu.Unlock()
+	en.mu.Lock()
+	en.sb.State = en.sb.State.To(sandbox.Gone)
+	en.mu.Unlock()
+	close(en.gone)
+	e.cfg.Log.Info("sandbox gone", "sandbox_id", sb.ID, "pack", sb.Pack)
+	return nil
+}
+
+// Close refuses new sandboxes, aborts the creates that are under way, deletes
+// every sandbox and returns when all of it is done.
+func (e *Engine) Close(ctx context.Context) error {
+	e.mu.Lock()
+	e.closing = true
+	all := slices.Collect(maps.Values(e.entries))
+	e.mu.Unlock()
+
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex
+		errs []error
+	)
+	for _, en := range all {
+		en.abort(sandbox.ErrClosing)
+		wg.Go(func() {
+			if sb, _ := en.snapshot(); sb.State == sandbox.Creating {
+				return // its create takes it down
+			}
+			err := e.takeDown(ctx, en)
+			mu.Lock()
+			defer mu.Unlock()
+			errs = append(errs, err)
+		})
+	}
+	wg.Wait()
+	e.wg.Wait()
+	return errors.Join(errs...)
+}

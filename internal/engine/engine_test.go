@@ -1,0 +1,364 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/firecracker/fctest"
+	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/store"
+	"github.com/emberd/emberd/internal/x/fault"
+)
+
+func TestMain(m *testing.M) {
+	fctest.Main()
+	goleak.VerifyTestMain(m)
+}
+
+// fixture is an engine over fake VMMs.
+type fixture struct {
+	*Engine
+	t        *testing.T
+	launcher *fctest.Launcher
+	faults   *fault.Set
+	run      paths.Run
+}
+
+func newFixture(t *testing.T, options ...func(*provision.ColdConfig)) *fixture {
+	t.Helper()
+	f := &fixture{t: t, launcher: &fctest.Launcher{Dir: shortDir(t)}, faults: &fault.Set{}, run: paths.Run(t.TempDir())}
+	data := fctest.Data(t, filepath.Join(f.launcher.Dir, "data"))
+	packs, err := pack.Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	records, err := store.Open(f.run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cold := provision.ColdConfig{
+		Launcher: f.launcher, Kernel: data.Vmlinux(), Initrd: data.Vmlinux(),
+		Timeout: 20 * time.Second, Parallel: 4, Log: slog.New(slog.DiscardHandler), Faults: f.faults,
+	}
+	for _, o := range options {
+		o(&cold)
+	}
+	f.Engine, err = New(Config{
+		Packs: packs, Store: records, Size: sandbox.DefaultSize, Faults: f.faults,
+		Log: slog.New(slog.DiscardHandler), Provisioner: provision.NewCold(cold),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := f.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+		f.checkEmpty()
+		if err := records.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// shortDir is a directory whose sockets fit the 107 bytes of a socket address,
+// which a test's own directory may not.
+func shortDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+// checkEmpty fails the test if anything of a sandbox is left.
+func (f *fixture) checkEmpty() {
+	f.t.Helper()
+	if pids := f.launcher.Running(); len(pids) > 0 {
+		f.t.Errorf("VMMs left running: %v", pids)
+	}
+	for _, dir := range []string{f.launcher.Dir, f.run.Sandboxes()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil {
+			f.t.Fatal(err)
+		}
+		for _, e := range entries {
+			if e.Name() != "data" {
+				f.t.Errorf("left behind: %s", filepath.Join(dir, e.Name()))
+			}
+		}
+	}
+	if list := f.List(); len(list) > 0 {
+		f.t.Errorf("still listed: %v", list)
+	}
+}
+
+func (f *fixture) create() sandbox.ID {
+	f.t.Helper()
+	sb, err := f.Create(f.t.Context(), sandbox.Spec{Pack: "shell"})
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return sb.ID
+}
+
+func TestLifeOfASandbox(t *testing.T) {
+	f := newFixture(t)
+	sb, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sb.State != sandbox.Running || sb.Pack != "shell" || sb.BootPath != sandbox.ColdBoot || sb.Size != sandbox.DefaultSize {
+		t.Errorf("created %+v", sb)
+	}
+	if got, err := f.Get(sb.ID); err != nil || got != sb {
+		t.Errorf("Get = %+v, %v, want %+v", got, err, sb)
+	}
+	if got := f.List(); !slices.Equal(got, []sandbox.Sandbox{sb}) {
+		t.Errorf("List = %+v", got)
+	}
+	records, err := f.cfg.Store.Load()
+	if err != nil || !slices.Equal(records, []sandbox.Sandbox{sb}) {
+		t.Errorf("on disk: %+v, %v", records, err)
+	}
+	res, err := f.Exec(t.Context(), sb.ID, sandbox.ExecRequest{Code: "cat; echo err >&2; exit 3", Stdin: []byte("in")})
+	if err != nil || string(res.Stdout) != "in" || string(res.Stderr) != "err\n" || res.ExitCode != 3 || res.Err != "" {
+		t.Errorf("exec: %+v, %v", res, err)
+	}
+	if err := f.Delete(t.Context(), sb.ID); err != nil {
+		t.Fatal(err)
+	}
+	f.checkEmpty()
+	for name, err := range map[string]error{
+		"get":    func() error { _, err := f.Get(sb.ID); return err }(),
+		"exec":   func() error { _, err := f.Exec(t.Context(), sb.ID, sandbox.ExecRequest{}); return err }(),
+		"delete": f.Delete(t.Context(), sb.ID),
+	} {
+		if !errors.Is(err, sandbox.ErrNotFound) {
+			t.Errorf("%s after delete: %v, want not found", name, err)
+		}
+	}
+}
+
+func TestExecResults(t *testing.T) {
+	f := newFixture(t)
+	id := f.create()
+	for _, tt := range []struct {
+		name, code string
+		timeout    time.Duration
+		want       sandbox.ExecResult
+	}{
+		{name: "success", code: "echo 42", want: sandbox.ExecResult{Stdout: []byte("42\n")}},
+		{name: "signal", code: "kill -KILL $$", want: sandbox.ExecResult{ExitCode: 137}},
+		{name: "limit", code: "sleep 60", timeout: 100 * time.Millisecond, want: sandbox.ExecResult{ExitCode: -1, Err: sandbox.ErrTextTimedOut}},
+		{name: "too much output", code: "yes | head -c 20000000", want: sandbox.ExecResult{
+			Stdout: []byte(strings.Repeat("y\n", MaxOutput/2)), StdoutTruncated: true,
+		}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := f.Exec(t.Context(), id, sandbox.ExecRequest{Code: tt.code, Timeout: tt.timeout})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got.ExitCode != tt.want.ExitCode || got.Err != tt.want.Err || got.StdoutTruncated != tt.want.StdoutTruncated ||
+				string(got.Stdout) != string(tt.want.Stdout) {
+				t.Errorf("exit %d, %q, %d bytes, truncated %v", got.ExitCode, got.Err, len(got.Stdout), got.StdoutTruncated)
+			}
+		})
+	}
+}
+
+func TestUnknownPackStartsNothing(t *testing.T) {
+	f := newFixture(t)
+	_, err := f.Create(t.Context(), sandbox.Spec{Pack: "ruby"})
+	if !errors.Is(err, sandbox.ErrUnknownPack) {
+		t.Errorf("got %v", err)
+	}
+	f.checkEmpty()
+}
+
+func TestNoPackMeansPython(t *testing.T) {
+	f := newFixture(t)
+	if sb, err := f.Create(t.Context(), sandbox.Spec{}); err != nil || sb.Pack != "python" {
+		t.Errorf("got %+v, %v", sb, err)
+	}
+}
+
+func TestEachStepOfCreateIsUndone(t *testing.T) {
+	for _, point := range slices.Concat(FaultPoints, provision.FaultPoints, firecracker.FaultPoints) {
+		t.Run(point, func(t *testing.T) {
+			f := newFixture(t)
+			f.faults.Fail(point)
+			_, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"})
+			if injected, ok := errors.AsType[*fault.Error](err); !ok || injected.Point != point {
+				t.Errorf("got %v, want the fault", err)
+			}
+			f.checkEmpty()
+		})
+	}
+}
+
+func TestVMMsThatDoNotWork(t *testing.T) {
+	for _, mode := range []fctest.Mode{fctest.Silent, fctest.Mute, fctest.Stillborn, fctest.Deaf, fctest.Refusing} {
+		t.Run(string(mode), func(t *testing.T) {
+			f := newFixture(t, func(c *provision.ColdConfig) { c.Timeout = 2 * time.Second })
+			f.launcher.Next(mode, mode)
+			began := time.Now()
+			_, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"})
+			if !errors.Is(err, sandbox.ErrBoot) {
+				t.Errorf("got %v, want a boot error", err)
+			}
+			if took := time.Since(began); took > 3*time.Second {
+				t.Errorf("gave up after %v, want 2s", took)
+			}
+			f.checkEmpty()
+		})
+	}
+}
+
+func TestStalledBootIsTriedOnceMore(t *testing.T) {
+	f := newFixture(t, func(c *provision.ColdConfig) { c.Timeout = 4 * time.Second })
+	f.launcher.Next(fctest.Silent)
+	if _, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestCreateGivenUp(t *testing.T) {
+	f := newFixture(t)
+	f.launcher.Next(fctest.Silent)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	if _, err := f.Create(ctx, sandbox.Spec{Pack: "shell"}); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	f.checkEmpty()
+}
+
+func TestVMMDeathTakesTheSandboxOffTheList(t *testing.T) {
+	f := newFixture(t)
+	id := f.create()
+	failed := make(chan error)
+	go func() {
+		_, err := f.Exec(t.Context(), id, sandbox.ExecRequest{Code: "sleep 60"})
+		failed <- err
+	}()
+	time.Sleep(200 * time.Millisecond)
+	for _, pid := range f.launcher.Running() {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-failed; !errors.Is(err, sandbox.ErrLost) {
+		t.Errorf("exec: %v, want lost", err)
+	}
+	deadline := time.Now().Add(5 * time.Second)
+	for len(f.List()) > 0 || len(recordsOf(f)) > 0 {
+		if time.Now().After(deadline) {
+			t.Fatal("still there")
+		}
+		runtime.Gosched()
+	}
+}
+
+func recordsOf(f *fixture) []os.DirEntry {
+	entries, _ := os.ReadDir(f.run.Sandboxes())
+	return entries
+}
+
+func TestConcurrentLives(t *testing.T) {
+	f := newFixture(t)
+	var wg sync.WaitGroup
+	for range 12 {
+		wg.Go(func() {
+			sb, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			var deletes sync.WaitGroup
+			for range 3 {
+				deletes.Go(func() {
+					if err := f.Delete(t.Context(), sb.ID); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
+						t.Error(err)
+					}
+				})
+			}
+			deletes.Wait()
+			if _, err := f.Get(sb.ID); !errors.Is(err, sandbox.ErrNotFound) {
+				t.Errorf("a delete returned while %s is there: %v", sb.ID, err)
+			}
+		})
+	}
+	wg.Wait()
+	f.checkEmpty()
+}
+
+func TestCloseEndsEverything(t *testing.T) {
+	f := newFixture(t)
+	id := f.create()
+	f.launcher.Next(fctest.Silent)
+	results := make(chan error, 2)
+	go func() {
+		_, err := f.Create(context.Background(), sandbox.Spec{Pack: "shell"})
+		results <- err
+	}()
+	go func() {
+		_, err := f.Exec(context.Background(), id, sandbox.ExecRequest{Code: "sleep 60"})
+		results <- err
+	}()
+	time.Sleep(300 * time.Millisecond)
+	if err := f.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	f.checkEmpty()
+	for range 2 {
+		if err := <-results; !errors.Is(err, sandbox.ErrClosing) && !errors.Is(err, sandbox.ErrLost) {
+			t.Errorf("got %v", err)
+		}
+	}
+	if _, err := f.Create(t.Context(), sandbox.Spec{}); !errors.Is(err, sandbox.ErrClosing) {
+		t.Errorf("create after close: %v", err)
+	}
+}
+
+func TestRecordsOfADeadDaemonAreCleared(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	records, err := store.Open(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = records.Close() }()
+	if err := records.Put(sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Running}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := New(Config{Store: records, Log: slog.New(slog.DiscardHandler)}); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := records.Load(); err != nil || len(left) > 0 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}

@@ -1,0 +1,132 @@
+package firecracker
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+)
+
+// The bodies of Firecracker's API that emberd sends. Firecracker refuses fields
+// it does not know, so each one here exists in every supported release.
+type (
+	machineConfig struct {
+		VCPUs     int `json:"vcpu_count"`
+		MemoryMiB int `json:"mem_size_mib"`
+	}
+	bootSource struct {
+		KernelPath string `json:"kernel_image_path"`
+		InitrdPath string `json:"initrd_path"`
+		BootArgs   string `json:"boot_args"`
+	}
+	drive struct {
+		ID         string `json:"drive_id"`
+		Path       string `json:"path_on_host"`
+		IsRoot     bool   `json:"is_root_device"`
+		IsReadOnly bool   `json:"is_read_only"`
+	}
+	vsockDevice struct {
+		GuestCID int    `json:"guest_cid"`
+		UDSPath  string `json:"uds_path"`
+	}
+	entropyDevice struct{}
+	action        struct {
+		Type string `json:"action_type"`
+	}
+	apiFault struct {
+		Message string `json:"fault_message"`
+	}
+)
+
+// maxReply bounds what is read of one answer of the VMM, in bytes. A VMM that a
+// guest has taken over is as hostile as the guest.
+const maxReply = 64 << 10
+
+// apiClient speaks to the API socket of one Firecracker process.
+type apiClient struct {
+	http   http.Client
+	socket string
+}
+
+func newAPIClient(socket string) *apiClient {
+	c := &apiClient{socket: socket}
+	c.http.Transport = &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
+		// Firecracker serves ten connections and no more; one is enough.
+		MaxConnsPerHost: 1,
+	}
+	return c
+}
+
+func (c *apiClient) close() { c.http.CloseIdleConnections() }
+
+// pollInterval is how often the API socket is tried until it answers. The wait
+// is a few milliseconds on real hardware, so a coarser poll would be felt in
+// every create.
+const pollInterval = 2 * time.Millisecond
+
+// waitReady returns when the API socket accepts connections, ctx ends, or the
+// VMM does.
+func (c *apiClient) waitReady(ctx context.Context, exited <-chan struct{}) error {
+	tick := time.NewTicker(pollInterval)
+	defer tick.Stop()
+	for {
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", c.socket)
+		if err == nil {
+			return conn.Close()
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-exited:
+			return errExited
+		case <-tick.C:
+		}
+	}
+}
+
+var errExited = errors.New("the VMM exited")
+
+// put sends one request and expects 204 No Content.
+func (c *apiClient) put(ctx context.Context, path string, body any) error {
+	b, err := json.Marshal(body)
+	if err != nil {
+		return err
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://firecracker"+path, bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return fmt.Errorf("PUT %s: %w", path, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	reply, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil {
+		return fmt.Errorf("PUT %s: %w", path, err)
+	}
+	if resp.StatusCode != http.StatusNoContent {
+		return fmt.Errorf("PUT %s: status %d: %s", path, resp.StatusCode, faultMessage(reply))
+	}
+	return nil
+}
+
+// faultMessage is what Firecracker says went wrong, or its whole reply when
+// that is not in the usual place.
+func faultMessage(reply []byte) string {
+	var f apiFault
+	if err := json.Unmarshal(reply, &f); err == nil && f.Message != "" {
+		return f.Message
+	}
+	return string(reply)
+}

@@ -1,0 +1,185 @@
+// Package firecracker is one microVM: a Firecracker process, its API socket and
+// its vsock.
+//
+// The one idea: a [VM] is made by [Boot] whole or not at all. Whatever step
+// fails, the process is gone and its files are cleared before Boot returns.
+// Every path that goes over the API is relative to the VMM's own root
+// directory, so it is the same for each VM.
+//
+// The package does not confine the process, that is the [Launcher]'s job, and
+// it knows no packs, no agent and no HTTP API of emberd's own.
+package firecracker
+
+import (
+	"context"
+	"fmt"
+	"net"
+
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/vsock"
+	"github.com/emberd/emberd/internal/x/cleanup"
+	"github.com/emberd/emberd/internal/x/fault"
+)
+
+// Names of a VM's files in the root directory of its VMM.
+const (
+	apiSocket   = "api.sock"
+	vsockSocket = "vm.sock"
+	kernelFile  = "kernel"
+	initrdFile  = "initrd"
+	rootfsFile  = "rootfs"
+)
+
+// guestCID is the guest's vsock address. It is private to each VMM.
+const guestCID = 3
+
+// Fault points of [Boot], one for each step.
+const (
+	FaultLaunch  = "firecracker.launch"
+	FaultAPI     = "firecracker.api"
+	FaultMachine = "firecracker.machine"
+	FaultKernel  = "firecracker.kernel"
+	FaultDrive   = "firecracker.drive"
+	FaultVsock   = "firecracker.vsock"
+	FaultEntropy = "firecracker.entropy"
+	FaultStart   = "firecracker.start"
+)
+
+// FaultPoints are the steps of [Boot] that a test can break.
+var FaultPoints = []string{
+	FaultLaunch, FaultAPI, FaultMachine, FaultKernel, FaultDrive, FaultVsock, FaultEntropy, FaultStart,
+}
+
+// A Launcher starts Firecracker, confined.
+type Launcher interface {
+	// Launch starts one VMM. It returns once the process runs, which may be
+	// before its API socket exists; on error nothing is left of it. ctx bounds
+	// the launch and not the life of the process.
+	Launch(ctx context.Context, spec LaunchSpec) (Process, error)
+}
+
+// LaunchSpec is what a VMM needs around it.
+type LaunchSpec struct {
+	ID   sandbox.ID
+	Size sandbox.Size
+	// Files are placed in the root directory of the VMM before it starts, as
+	// name to path on the host. They are shared between VMs and never written.
+	Files map[string]string
+	// Args are Firecracker's own arguments.
+	Args []string
+}
+
+// Process is a VMM that was launched.
+type Process interface {
+	// Path is where a file in the VMM's root directory is found on the host.
+	Path(name string) string
+	// Done is closed when the process has ended.
+	Done() <-chan struct{}
+	// Console is the tail of what the guest and the VMM wrote to their console:
+	// bytes that nobody vouches for.
+	Console() string
+	// Kill ends the process and removes everything that was made for it. It
+	// may be called again, and on a process that has ended already.
+	Kill(ctx context.Context) error
+}
+
+// Config is the VM to boot. Paths are the host's.
+type Config struct {
+	ID       sandbox.ID
+	Size     sandbox.Size
+	Kernel   string
+	Initrd   string
+	Rootfs   string
+	BootArgs string
+}
+
+// VM is a running microVM. Its methods may be called by any number of
+// goroutines.
+type VM struct {
+	process Process
+}
+
+// Boot starts a microVM and returns when its vCPUs run. The guest is then at
+// the beginning of its boot: nothing answers on vsock yet.
+func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (_ *VM, err error) {
+	var undo cleanup.Stack
+	defer func() {
+		if err != nil {
+			err = joinUndo(err, undo.Unwind(ctx))
+		}
+	}()
+
+	if err := faults.Hit(FaultLaunch); err != nil {
+		return nil, err
+	}
+	process, err := l.Launch(ctx, LaunchSpec{
+		ID:    cfg.ID,
+		Size:  cfg.Size,
+		Files: map[string]string{kernelFile: cfg.Kernel, initrdFile: cfg.Initrd, rootfsFile: cfg.Rootfs},
+		Args:  []string{"--api-sock", "/" + apiSocket},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("launch VMM: %w", err)
+	}
+	undo.Add(FaultLaunch, process.Kill)
+
+	if err := configure(ctx, process, cfg, faults); err != nil {
+		return nil, fmt.Errorf("boot microVM: %w\nconsole: %s", err, process.Console())
+	}
+	undo.Release()
+	return &VM{process: process}, nil
+}
+
+// configure describes the VM to its VMM, one API call a step, and starts it.
+func configure(ctx context.Context, process Process, cfg Config, faults *fault.Set) error {
+	api := newAPIClient(process.Path(apiSocket))
+	defer api.close()
+	if err := faults.Hit(FaultAPI); err != nil {
+		return err
+	}
+	if err := api.waitReady(ctx, process.Done()); err != nil {
+		return fmt.Errorf("API socket: %w", err)
+	}
+	for _, step := range []struct {
+		fault, path string
+		body        any
+	}{
+		{FaultMachine, "/machine-config", machineConfig{VCPUs: cfg.Size.VCPUs, MemoryMiB: cfg.Size.MemoryMiB}},
+		{FaultKernel, "/boot-source", bootSource{KernelPath: "/" + kernelFile, InitrdPath: "/" + initrdFile, BootArgs: cfg.BootArgs}},
+		{FaultDrive, "/drives/rootfs", drive{ID: "rootfs", Path: "/" + rootfsFile, IsReadOnly: true}},
+		{FaultVsock, "/vsock", vsockDevice{GuestCID: guestCID, UDSPath: "/" + vsockSocket}},
+		{FaultEntropy, "/entropy", entropyDevice{}},
+		{FaultStart, "/actions", action{Type: "InstanceStart"}},
+	} {
+		if err := faults.Hit(step.fault); err != nil {
+			return err
+		}
+		if err := api.put(ctx, step.path, step.body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Dial connects to a vsock port of the guest. The error wraps
+// [vsock.ErrRefused] as long as nothing in the guest listens there.
+func (vm *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
+	return vsock.Dial(ctx, vm.process.Path(vsockSocket), port)
+}
+
+// Done is closed when the VMM has ended, for whatever reason.
+func (vm *VM) Done() <-chan struct{} { return vm.process.Done() }
+
+// Console is the tail of the guest's console: bytes that nobody vouches for.
+func (vm *VM) Console() string { return vm.process.Console() }
+
+// Kill ends the microVM and removes everything that was made for it. It may be
+// called again.
+func (vm *VM) Kill(ctx context.Context) error { return vm.process.Kill(ctx) }
+
+func joinUndo(err, undo error) error {
+	if undo == nil {
+		return err
+	}
+	return fmt.Errorf("%w (and %w)", err, undo)
+}

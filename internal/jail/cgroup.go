@@ -1,0 +1,169 @@
+package jail
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// cgroupRoot is where the cgroup v2 hierarchy is mounted.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// controllers are what a jail's limits need.
+var controllers = []string{"cpu", "memory", "pids"}
+
+// vmmOverheadMiB is what a VMM may use beside its guest's memory: Firecracker
+// itself, its copy of the executable, and page tables.
+const vmmOverheadMiB = 64
+
+// vmmProcesses bounds the threads of a VMM: its own, one for the API, one for
+// each vCPU, and what KVM starts on its behalf.
+const vmmProcesses = 32
+
+// cpuPeriod is the interval over which CPU time is measured, in microseconds.
+const cpuPeriod = 100_000
+
+// limitsFor is what the cgroup of a VM of that size allows, file to value.
+func limitsFor(size sandbox.Size) map[string]string {
+	return map[string]string{
+		"memory.max":      strconv.Itoa((size.MemoryMiB + vmmOverheadMiB) << 20),
+		"memory.swap.max": "0",
+		"cpu.max":         fmt.Sprintf("%d %d", size.VCPUs*cpuPeriod, cpuPeriod),
+		"pids.max":        strconv.Itoa(vmmProcesses + size.VCPUs),
+	}
+}
+
+// cgroupTree is the cgroup whose children hold one VMM each.
+type cgroupTree struct {
+	root string // the mount point of the hierarchy
+	name string // the parent cgroup, relative to root
+}
+
+// openCgroups makes the parent cgroup and has it hand the controllers down.
+func openCgroups(root, name string) (cgroupTree, error) {
+	t := cgroupTree{root: root, name: name}
+	available, err := os.ReadFile(filepath.Join(root, "cgroup.controllers"))
+	if err != nil {
+		return t, fmt.Errorf("cgroup v2 is not mounted at %s: %w", root, err)
+	}
+	for _, c := range controllers {
+		if !slices.Contains(strings.Fields(string(available)), c) {
+			return t, fmt.Errorf("cgroup v2 has no %s controller at %s; it offers %q", c, root, bytes.TrimSpace(available))
+		}
+	}
+	if err := os.MkdirAll(t.path(""), 0o755); err != nil {
+		return t, fmt.Errorf("cgroup: %w", err)
+	}
+	enable := []byte("+" + strings.Join(controllers, " +"))
+	dir := root
+	for _, elem := range append([]string{""}, strings.Split(name, "/")...) {
+		dir = filepath.Join(dir, elem)
+		if err := writeFile(filepath.Join(dir, "cgroup.subtree_control"), enable); err != nil {
+			return t, fmt.Errorf("cgroup: %w", err)
+		}
+	}
+	return t, nil
+}
+
+func (t cgroupTree) path(child string, file ...string) string {
+	return filepath.Join(append([]string{t.root, t.name, child}, file...)...)
+}
+
+// children are the cgroups below the parent.
+func (t cgroupTree) children() ([]string, error) {
+	entries, err := os.ReadDir(t.path(""))
+	if err != nil {
+		return nil, fmt.Errorf("cgroup: %w", err)
+	}
+	var names []string
+	for _, e := range entries {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// create makes the cgroup of one VMM. On error it is gone again.
+func (t cgroupTree) create(child string, limits map[string]string) error {
+	if err := os.Mkdir(t.path(child), 0o755); err != nil {
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	for file, value := range limits {
+		if err := writeFile(t.path(child, file), []byte(value)); err != nil {
+			return errors.Join(fmt.Errorf("cgroup: %w", err), os.Remove(t.path(child)))
+		}
+	}
+	return nil
+}
+
+// holds checks that the kernel agrees that pid is in the cgroup: a VMM whose
+// limits are not its own must not run.
+func (t cgroupTree) holds(child string, pid int) error {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil {
+		return fmt.Errorf("cgroup of VMM: %w", err)
+	}
+	want := "0::/" + t.name + "/" + child
+	for line := range strings.Lines(string(b)) {
+		if strings.TrimSuffix(line, "\n") == want {
+			return nil
+		}
+	}
+	return fmt.Errorf("the VMM is in cgroup %q, not in %q", bytes.TrimSpace(b), want)
+}
+
+// kill ends every process in the cgroup and removes it. One that does not exist
+// is no error.
+func (t cgroupTree) kill(ctx context.Context, child string) error {
+	if err := writeFile(t.path(child, "cgroup.kill"), []byte("1")); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("cgroup: %w", err)
+	}
+	// A killed process leaves its cgroup a moment after the signal; until then
+	// the directory is busy.
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := os.Remove(t.path(child))
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("cgroup still busy: %w", err)
+		case <-tick.C:
+		}
+	}
+}
+
+// remove removes the parent, unless something is in it.
+func (t cgroupTree) remove() error {
+	err := os.Remove(t.path(""))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// writeFile writes a file of the kernel's: in one write, and never creating it.
+func writeFile(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Close())
+}

@@ -1,0 +1,54 @@
+// Package provision answers one question: give me a ready microVM for this
+// pack and size.
+//
+// The one idea: however a VM comes to be, it is handed over ready, which means
+// its agent has answered, or not at all. [Cold] boots one from its kernel. A
+// faster way wraps a slower one and is a [Provisioner] like it.
+//
+// The package keeps no list of what it made; a VM belongs to whoever asked.
+package provision
+
+import (
+	"context"
+
+	"github.com/emberd/emberd/internal/agent"
+	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// Request is the VM that is wanted.
+type Request struct {
+	ID   sandbox.ID
+	Pack pack.Pack
+	Size sandbox.Size
+}
+
+// A Provisioner makes VMs ready for use.
+type Provisioner interface {
+	// Provision returns a VM whose agent has answered. On error, and when ctx
+	// ends first, nothing is left of it. The caller kills the VM.
+	Provision(ctx context.Context, req Request) (*VM, error)
+}
+
+// VM is a microVM with the session to its agent.
+type VM struct {
+	// Agent ends when the VM does.
+	Agent    *agent.Session
+	BootPath sandbox.BootPath
+
+	vm *firecracker.VM
+}
+
+// Done is closed when the VMM has ended, for whatever reason.
+func (v *VM) Done() <-chan struct{} { return v.vm.Done() }
+
+// Console is the tail of the guest's console: bytes that nobody vouches for.
+func (v *VM) Console() string { return v.vm.Console() }
+
+// Kill ends the VM and removes everything that was made for it. It may be
+// called again.
+func (v *VM) Kill(ctx context.Context) error {
+	_ = v.Agent.Close() // the connection dies with the VM in any case
+	return v.vm.Kill(ctx)
+}

@@ -1,0 +1,67 @@
+package cleanup
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"testing"
+)
+
+func TestUnwindIsInReverseAndKeepsWhatFailed(t *testing.T) {
+	var (
+		s       Stack
+		ran     []string
+		refuse  = errors.New("refused")
+		failing = true
+	)
+	add := func(name string, err func() error) {
+		s.Add(name, func(context.Context) error { ran = append(ran, name); return err() })
+	}
+	fine := func() error { return nil }
+	add("first", fine)
+	add("second", func() error {
+		if failing {
+			return refuse
+		}
+		return nil
+	})
+	add("third", fine)
+
+	if err := s.Unwind(t.Context()); !errors.Is(err, refuse) {
+		t.Errorf("got %v, want the step's error", err)
+	}
+	failing = false
+	if err := s.Unwind(t.Context()); err != nil {
+		t.Errorf("second unwind: %v", err)
+	}
+	if err := s.Unwind(t.Context()); err != nil {
+		t.Errorf("third unwind: %v", err)
+	}
+	if want := []string{"third", "second", "first", "second"}; !slices.Equal(ran, want) {
+		t.Errorf("ran %v, want %v", ran, want)
+	}
+}
+
+func TestReleasedStackUndoesNothing(t *testing.T) {
+	var s Stack
+	s.Add("kept", func(context.Context) error { t.Error("undone after release"); return nil })
+	s.Release()
+	if err := s.Unwind(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestUnwindOutlivesTheCallersContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	var s Stack
+	s.Add("step", func(ctx context.Context) error {
+		if _, bounded := ctx.Deadline(); !bounded {
+			t.Error("teardown has no deadline")
+		}
+		return ctx.Err()
+	})
+	if err := s.Unwind(ctx); err != nil {
+		t.Errorf("teardown on a cancelled context: %v", err)
+	}
+}
