@@ -1,0 +1,47 @@
+# The commands of the README. `make help` lists them.
+
+SHELL := bash
+.DELETE_ON_ERROR:
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS := -s -w -X github.com/emberd/emberd/internal/version.Version=$(VERSION)
+GOLANGCI_LINT_VERSION := v2.15.0
+
+# Where downloads, packs and the machine's disks go. The tests and the demo use
+# the same place as an installed emberd, so nothing is fetched twice.
+DATA_DIR ?= /var/lib/emberd
+
+.PHONY: help
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## put emberd, emberctl and emberd-init into bin/
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/emberd ./cmd/emberctl ./cmd/emberd-init
+
+.PHONY: demo
+demo: ## set up what is missing and print 42 from a microVM
+	./test/demo.sh
+
+.PHONY: test
+test: test-unit test-real ## every test, with real microVMs in the machine
+
+.PHONY: test-unit
+test-unit: ## the tests that need neither root nor KVM
+	go test -race ./...
+
+.PHONY: test-real
+test-real: build ## the tests of real microVMs, inside the machine
+	./test/real.sh
+
+.PHONY: fuzz
+fuzz: ## each decoder of foreign bytes, some seconds each
+	./test/fuzz.sh
+
+.PHONY: check
+check: ## lint, import direction, tidy modules, generated code
+	./test/check.sh $(GOLANGCI_LINT_VERSION)
+
+.PHONY: clean
+clean: ## remove what was built here
+	rm -rf bin .cache

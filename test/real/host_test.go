@@ -1,0 +1,257 @@
+package real
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/daemon"
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/testenv"
+)
+
+// installed is the data directory with what real microVMs are made of.
+const installed = paths.Data(paths.DefaultData)
+
+// host is a daemon of the test's own, with real microVMs.
+type host struct {
+	*client.Client
+	cfg  daemon.Config
+	log  *lockedBuffer
+	stop func()
+}
+
+// newHost starts a daemon and ends it with the test. Its data directory holds
+// hard links to what is installed, so its jails are its own. When the daemon
+// has ended, the test fails if anything is left of it.
+func newHost(t *testing.T, options ...func(*daemon.Config)) *host {
+	t.Helper()
+	testenv.Real(t)
+	before := takeState(t)
+
+	data := linkData(t)
+	h := &host{log: &lockedBuffer{}, cfg: daemon.NewConfig()}
+	h.cfg.Listen = "127.0.0.1:0"
+	h.cfg.DataDir, h.cfg.RunDir = data, paths.Run(t.TempDir())
+	h.cfg.Init = "/usr/bin/emberd-init"
+	h.cfg.Log = slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	for _, o := range options {
+		o(&h.cfg)
+	}
+	d, err := daemon.New(t.Context(), h.cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	transport := &http.Transport{MaxIdleConnsPerHost: 16}
+	h.Client = client.New(d.Addr(), client.WithHTTPClient(&http.Client{Transport: transport}))
+	h.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("daemon: %v", err)
+		}
+		transport.CloseIdleConnections()
+		checkState(t, before)
+		checkEmpty(t, h)
+	})
+	t.Cleanup(func() {
+		h.stop()
+		if t.Failed() {
+			t.Logf("daemon's log:\n%s", h.log)
+		}
+	})
+	return h
+}
+
+// linkData makes a data directory on the filesystem of the installed one.
+func linkData(t *testing.T) paths.Data {
+	t.Helper()
+	dir, err := os.MkdirTemp(string(installed), "test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, part := range []string{"firecracker", "kernel", "packs"} {
+		src := filepath.Join(string(installed), part)
+		err := filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
+			if err != nil {
+				return err
+			}
+			rel, err := filepath.Rel(string(installed), path)
+			if err != nil {
+				return err
+			}
+			if d.IsDir() {
+				return os.MkdirAll(filepath.Join(dir, rel), 0o755)
+			}
+			return os.Link(path, filepath.Join(dir, rel))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return paths.Data(dir)
+}
+
+// create makes a sandbox that ends with the test, if it has not before.
+func (h *host) create(t *testing.T, pack string) string {
+	t.Helper()
+	id, err := h.Create(t.Context(), pack)
+	if err != nil {
+		t.Fatalf("create %s: %v", pack, err)
+	}
+	return id
+}
+
+// vmm is the process id of the VMM of a sandbox, found by its cgroup.
+func (h *host) vmm(t *testing.T, id string) int {
+	t.Helper()
+	jail := strings.ReplaceAll(id, "_", "-")
+	procs, err := filepath.Glob("/sys/fs/cgroup/emberd-*/" + jail + "/cgroup.procs")
+	if err != nil || len(procs) != 1 {
+		t.Fatalf("cgroups of %s: %v, %v", id, procs, err)
+	}
+	b, err := os.ReadFile(procs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatalf("processes of %s: %q", id, b)
+	}
+	return pid
+}
+
+// state is everything on the host that sandboxes might leave behind. Each item
+// is a line that says what it is.
+type state map[string]bool
+
+// takeState lists the host's processes, cgroups, mounts, network namespaces and
+// this process's descriptors.
+func takeState(t *testing.T) state {
+	t.Helper()
+	s := state{}
+	procs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range procs {
+		stat, err := os.ReadFile(p + "/status")
+		if err != nil {
+			continue // it has ended since
+		}
+		if field(stat, "PPid") == "2" || field(stat, "Pid") == "2" {
+			continue // a thread of the kernel
+		}
+		s[fmt.Sprintf("process %s %s uid %s", field(stat, "Pid"), field(stat, "Name"), field(stat, "Uid"))] = true
+		if ns, err := os.Readlink(p + "/ns/net"); err == nil {
+			s["netns "+ns] = true
+		}
+	}
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			s["cgroup "+path] = true
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		s["mount "+line] = true
+	}
+	return s
+}
+
+func field(status []byte, name string) string {
+	for line := range strings.Lines(string(status)) {
+		if value, ok := strings.CutPrefix(line, name+":"); ok {
+			return strings.Fields(value)[0]
+		}
+	}
+	return ""
+}
+
+// checkState fails the test if the host has something it had not before. What
+// ends by itself, as a thread of the runtime's does, is given a moment.
+func checkState(t *testing.T, before state) {
+	t.Helper()
+	var more []string
+	for range 50 {
+		more = nil
+		for item := range takeState(t) {
+			if !before[item] {
+				more = append(more, item)
+			}
+		}
+		if len(more) == 0 {
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	slices.Sort(more)
+	t.Errorf("left behind:\n%s", strings.Join(more, "\n"))
+}
+
+// checkEmpty fails the test if a daemon that has ended left files.
+func checkEmpty(t *testing.T, h *host) {
+	t.Helper()
+	for _, dir := range []string{filepath.Join(h.cfg.DataDir.Jails(), "firecracker"), h.cfg.RunDir.Sandboxes()} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !os.IsNotExist(err) {
+			t.Fatal(err)
+		}
+		for _, e := range entries {
+			t.Errorf("left behind: %s", filepath.Join(dir, e.Name()))
+		}
+	}
+}
+
+// openFiles counts what this process has open.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
+}
+
+// lockedBuffer is a log that several goroutines write.
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  strings.Builder
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
