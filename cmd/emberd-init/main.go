@@ -1,0 +1,80 @@
+// Command emberd-init is PID 1 of every VM that emberd boots. It makes the
+// system, answers the host over vsock, and collects the dead.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	agentv1 "github.com/emberd/emberd/api/agent/v1"
+	"github.com/emberd/emberd/internal/guest/boot"
+	"github.com/emberd/emberd/internal/guest/proc"
+	"github.com/emberd/emberd/internal/guest/reaper"
+	"github.com/emberd/emberd/internal/guest/server"
+	"github.com/emberd/emberd/internal/version"
+	"github.com/emberd/emberd/internal/vsock"
+)
+
+func main() {
+	interpreter := flag.String("interpreter", "python3", "runs code when the kernel command line names no other")
+	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Parse()
+	if *showVersion {
+		fmt.Println(version.Version)
+		return
+	}
+	if os.Getpid() != 1 {
+		fmt.Fprintln(os.Stderr, "emberd-init: only the kernel of a VM can start this program")
+		os.Exit(2)
+	}
+	defer func() {
+		if v := recover(); v != nil {
+			boot.Halt(fmt.Errorf("panic: %v", v))
+		}
+	}()
+	boot.Halt(run(*interpreter))
+}
+
+// run returns only when PID 1 cannot go on.
+func run(interpreter string) error {
+	params, err := boot.Run()
+	if err != nil {
+		return fmt.Errorf("boot: %w", err)
+	}
+	for _, variable := range proc.DefaultEnv() {
+		name, value, _ := strings.Cut(variable, "=")
+		if err := os.Setenv(name, value); err != nil {
+			return err
+		}
+	}
+	if params.Interpreter != "" {
+		interpreter = params.Interpreter
+	}
+
+	ctx, cancel := context.WithCancel(context.Background())
+	dead := reaper.NewInit()
+	var reaping sync.WaitGroup
+	reaping.Go(func() { dead.Run(ctx) })
+	defer reaping.Wait()
+	defer cancel()
+	agent := server.New(server.Config{
+		Interpreter: interpreter,
+		BuildID:     version.Version,
+		Reaper:      dead,
+		CgroupRoot:  boot.CgroupRoot,
+	})
+
+	l, err := vsock.Listen(agentv1.Port)
+	if err != nil {
+		return err
+	}
+	if err := agent.Serve(ctx, l); err != nil {
+		return err
+	}
+	return errors.New("the agent stopped serving")
+}
