@@ -77,6 +77,8 @@ func newRoot(a *app) *cobra.Command {
 		newLsCmd(a),
 		newInfoCmd(a),
 		newPackCmd(a),
+		newSetupCmd(a),
+		newDoctorCmd(a),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	wrapArgs(root)

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"text/tabwriter"
+
+	"github.com/spf13/cobra"
+
+	"github.com/emberd/emberd/internal/doctor"
+	"github.com/emberd/emberd/internal/paths"
+)
+
+func newDoctorCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "doctor",
+		Short: "Say whether this host can run emberd, and what is missing",
+		Long: `Doctor checks what emberd needs and changes nothing. It says whether this host
+has usable KVM, and so whether emberd runs on it directly or in the machine.
+
+Exit status:
+  0    nothing failed
+  1    a check failed`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			results := doctor.Run(cmd.Context(), doctor.NewEnv(paths.Data(a.dataDir)))
+			if err := a.printResults(results); err != nil {
+				return err
+			}
+			if slices.ContainsFunc(results, func(r doctor.Result) bool { return r.Verdict == doctor.Fail }) {
+				return &exitError{code: exitFailed}
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) printResults(results []doctor.Result) error {
+	if a.json {
+		return a.printJSON(results)
+	}
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, r := range results {
+		fmt.Fprintf(w, "%s\t%s\t%s\n", r.Verdict, r.Name, r.Reason)
+		if r.Remedy != "" && r.Verdict != doctor.OK {
+			fmt.Fprintf(w, "\t\t→ %s\n", r.Remedy)
+		}
+	}
+	return w.Flush()
+}

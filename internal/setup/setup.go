@@ -1,0 +1,136 @@
+// Package setup fetches and builds everything emberd needs under one data
+// directory: Firecracker and its jailer, a kernel, the language packs, and the
+// host's tools that make them.
+//
+// It is a list of parts that each know whether they are there. Run makes those
+// that are not, so running it again costs nothing, after an upgrade makes what
+// changed, and after an interruption makes what is missing. Each part is
+// verified before it appears under its name, all of its files at once. Beside
+// the data directory only the package manager is touched, and only to install
+// tools.
+package setup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/cleanup"
+	"github.com/emberd/emberd/internal/x/lockfile"
+	"github.com/emberd/emberd/internal/x/progress"
+)
+
+// Config says what to set up.
+type Config struct {
+	Data paths.Data
+	// Firecracker is a directory with the executables firecracker and jailer to
+	// use. If it is empty, those on PATH are used, else a release is fetched.
+	Firecracker string
+	// Machine asks for QEMU, which a host without usable KVM needs.
+	Machine bool
+}
+
+// ErrRoot is returned when there is something to do and the caller is not root.
+var ErrRoot = errors.New("this needs root: run it with sudo")
+
+// ErrBusy is returned while another setup of the same data directory runs.
+var ErrBusy = errors.New("another setup is running")
+
+// Result is what a setup found or made.
+type Result struct {
+	// Made names the parts that were made, in order; it is empty if everything
+	// was there.
+	Made []string `json:"made"`
+	// Firecracker and Kernel are the versions in the data directory.
+	Firecracker string `json:"firecracker"`
+	Kernel      string `json:"kernel"`
+}
+
+// part is something emberd needs.
+type part struct {
+	name string
+	// missing reports why the part has to be made, or "".
+	missing func() (string, error)
+	// make makes the part, using the empty directory work as it likes.
+	make func(ctx context.Context, work string, report progress.Func) error
+}
+
+// Run makes the parts that are missing. When it fails or ctx ends, the parts it
+// finished remain and nothing else does.
+func Run(ctx context.Context, cfg Config, report progress.Func) (Result, error) {
+	parts, err := cfg.parts()
+	if err != nil {
+		return Result{}, err
+	}
+	res := Result{Made: []string{}}
+	for _, p := range parts {
+		why, err := p.missing()
+		if err != nil {
+			return res, fmt.Errorf("set up %s: %w", p.name, err)
+		}
+		if why == "" {
+			continue
+		}
+		if os.Geteuid() != 0 {
+			return res, fmt.Errorf("set up %s (%s): %w", p.name, why, ErrRoot)
+		}
+		if err := cfg.run(ctx, p, report); err != nil {
+			return res, fmt.Errorf("set up %s: %w", p.name, err)
+		}
+		res.Made = append(res.Made, p.name)
+	}
+	if err := res.versions(cfg.Data); err != nil {
+		return res, err
+	}
+	return res, nil
+}
+
+func (c Config) parts() ([]part, error) {
+	packs, err := packParts(c.Data)
+	if err != nil {
+		return nil, err
+	}
+	return append([]part{
+		{"host tools", c.toolsMissing, installTools(c)},
+		{"firecracker", c.firecrackerMissing, c.makeFirecracker},
+		{"kernel", c.kernelMissing, c.makeKernel},
+	}, packs...), nil
+}
+
+// run makes one part, as the only setup of the data directory.
+func (c Config) run(ctx context.Context, p part, report progress.Func) (err error) {
+	var undo cleanup.Stack
+	defer func() { err = errors.Join(err, undo.Unwind(ctx)) }()
+
+	release, err := lockfile.Take(filepath.Join(string(c.Data), "setup.lock"))
+	if errors.Is(err, lockfile.ErrHeld) {
+		return ErrBusy
+	}
+	if err != nil {
+		return err
+	}
+	undo.Add("lock", func(context.Context) error { return release() })
+	// One name for all: what a killed setup left is deleted by the next.
+	work := filepath.Join(string(c.Data), ".setup")
+	undo.Add("working directory", func(context.Context) error { return os.RemoveAll(work) })
+	if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o700)); err != nil {
+		return err
+	}
+	return p.make(ctx, work, report)
+}
+
+func (r *Result) versions(data paths.Data) error {
+	vmm, err := readRecord[vmmRecord](filepath.Dir(data.Firecracker()))
+	if err != nil {
+		return err
+	}
+	kernel, err := readRecord[kernelRecord](filepath.Dir(data.Vmlinux()))
+	if err != nil {
+		return err
+	}
+	r.Firecracker, r.Kernel = vmm.Version, kernel.Package+" "+kernel.Version
+	return nil
+}
