@@ -61,6 +61,8 @@ type Client struct {
 	addr string // for error messages
 	base string
 	http *http.Client
+	// patience is how long a create that was called off waits for the daemon.
+	patience time.Duration
 }
 
 // Option changes how a [Client] works.
@@ -77,7 +79,7 @@ func New(addr string, opts ...Option) *Client {
 	if !strings.Contains(base, "://") {
 		base = "http://" + base
 	}
-	c := &Client{addr: addr, base: base, http: &http.Client{Transport: &http.Transport{
+	c := &Client{addr: addr, base: base, patience: defaultPatience, http: &http.Client{Transport: &http.Transport{
 		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     30 * time.Second,

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -12,9 +13,9 @@ import (
 	"github.com/emberd/emberd/api/rest"
 )
 
-// abortTimeout is how long a create that was called off waits for the daemon's
-// last word.
-const abortTimeout = 10 * time.Second
+// defaultPatience is how long a create that was called off waits for the
+// daemon's last word.
+const defaultPatience = 10 * time.Second
 
 // Create makes a sandbox from the language pack called pack, or from the
 // default one if pack is "", and returns its id when it is ready for programs.
@@ -23,20 +24,27 @@ const abortTimeout = 10 * time.Second
 // stop and waits a moment for its answer, and if that says that the sandbox had
 // just been made, deletes it.
 func (c *Client) Create(ctx context.Context, pack string) (string, error) {
+	if ctx.Err() != nil {
+		return "", context.Cause(ctx)
+	}
 	// An HTTP request that is cancelled never tells what became of it. So this
 	// one is not cancelled; only its sending half is closed, which the daemon
 	// takes as the client's going away, and its answer can still be read.
 	reqCtx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
-	var conn atomic.Pointer[net.Conn]
+	var conn atomic.Pointer[httptrace.GotConnInfo]
 	traced := httptrace.WithClientTrace(reqCtx, &httptrace.ClientTrace{
-		GotConn: func(info httptrace.GotConnInfo) { conn.Store(&info.Conn) },
+		GotConn: func(info httptrace.GotConnInfo) {
+			conn.Store(&info)
+			if ctx.Err() != nil {
+				cancel() // before anything was sent
+			}
+		},
 	})
 	stop := context.AfterFunc(ctx, func() {
-		abort := time.AfterFunc(abortTimeout, cancel)
+		abort := time.AfterFunc(c.patience, cancel)
 		context.AfterFunc(reqCtx, func() { abort.Stop() })
-		half, ok := connOf(&conn).(interface{ CloseWrite() error })
-		if !ok || half.CloseWrite() != nil {
+		if info := conn.Load(); info == nil || closeWrite(info.Conn) != nil {
 			cancel()
 		}
 	})
@@ -47,18 +55,20 @@ func (c *Client) Create(ctx context.Context, pack string) (string, error) {
 	if ctx.Err() == nil {
 		return created.ID, err
 	}
-	if err == nil {
-		err = c.Delete(reqCtx, created.ID)
-		if err != nil {
-			return "", fmt.Errorf("%w; delete sandbox %s: %w", context.Cause(ctx), created.ID, err)
-		}
+	if err != nil {
+		return "", context.Cause(ctx)
+	}
+	if err := c.Delete(reqCtx, created.ID); err != nil {
+		return "", fmt.Errorf("%w; delete sandbox %s: %w", context.Cause(ctx), created.ID, err)
 	}
 	return "", context.Cause(ctx)
 }
 
-func connOf(p *atomic.Pointer[net.Conn]) net.Conn {
-	if c := p.Load(); c != nil {
-		return *c
+// closeWrite closes the sending half of conn, if it has halves.
+func closeWrite(conn net.Conn) error {
+	half, ok := conn.(interface{ CloseWrite() error })
+	if !ok {
+		return errors.ErrUnsupported
 	}
-	return nil
+	return half.CloseWrite()
 }
