@@ -57,6 +57,23 @@ type Size struct {
 // DefaultSize is enough for an interpreter with the common libraries loaded.
 var DefaultSize = Size{VCPUs: 1, MemoryMiB: 256}
 
+// Limits of [Size]: what Firecracker takes, and what the guest's kernel needs.
+const (
+	maxVCPUs     = 32
+	minMemoryMiB = 128
+)
+
+// Check returns an error if no microVM can have that size.
+func (s Size) Check() error {
+	switch {
+	case s.VCPUs < 1 || s.VCPUs > maxVCPUs:
+		return Invalid("a microVM has 1 to %d virtual CPUs, not %d", maxVCPUs, s.VCPUs)
+	case s.MemoryMiB < minMemoryMiB:
+		return Invalid("a microVM needs %d MiB of memory, not %d", minMemoryMiB, s.MemoryMiB)
+	}
+	return nil
+}
+
 // BootPath says how a sandbox's microVM came to be.
 type BootPath string
 

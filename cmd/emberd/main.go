@@ -1,0 +1,73 @@
+// Command emberd hands out jailed Firecracker microVMs over HTTP.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/emberd/emberd/internal/daemon"
+	"github.com/emberd/emberd/internal/version"
+)
+
+const help = `emberd serves microVMs for code that nobody has vetted.
+
+Each sandbox is a Firecracker microVM in a jail of its own: its own user id,
+root directory, namespaces and cgroup, and no network. emberd needs root, KVM
+and cgroup v2, and what "emberctl setup" installs.
+
+On SIGINT or SIGTERM it deletes every sandbox and exits.`
+
+const example = `  # set up once, then serve on 127.0.0.1:7777
+  emberctl setup && emberd
+
+  # no KVM on this host? run emberd in the machine
+  emberctl machine start`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	// The first signal asks, the second one ends the process at once.
+	context.AfterFunc(ctx, stop)
+	if err := newCmd().ExecuteContext(ctx); err != nil {
+		fmt.Fprintf(os.Stderr, "emberd: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+func newCmd() *cobra.Command {
+	cfg := daemon.NewConfig()
+	level := slog.LevelInfo
+	cmd := &cobra.Command{
+		Use:           "emberd",
+		Short:         "Serve jailed Firecracker microVMs over HTTP",
+		Long:          help,
+		Example:       example,
+		Version:       version.Version,
+		Args:          cobra.NoArgs,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+			d, err := daemon.New(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			return d.Run(cmd.Context())
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Listen, "listen", cfg.Listen, "address to serve the API on")
+	f.StringVar((*string)(&cfg.DataDir), "data-dir", string(cfg.DataDir), "where kernel, packs and jails are kept")
+	f.StringVar((*string)(&cfg.RunDir), "run-dir", string(cfg.RunDir), "where the state of running sandboxes is kept")
+	f.StringVar(&cfg.Init, "init", cfg.Init, "the emberd-init executable that becomes PID 1 of every guest")
+	f.IntVar(&cfg.Size.VCPUs, "guest-vcpus", cfg.Size.VCPUs, "virtual CPUs of each microVM")
+	f.IntVar(&cfg.Size.MemoryMiB, "guest-memory", cfg.Size.MemoryMiB, "memory of each microVM in MiB")
+	f.DurationVar(&cfg.BootTimeout, "boot-timeout", cfg.BootTimeout, "how long a microVM may take to become ready")
+	f.TextVar(&level, "log-level", level, "log what is at least this important: debug, info, warn or error")
+	return cmd
+}

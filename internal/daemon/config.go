@@ -1,0 +1,69 @@
+package daemon
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/fault"
+)
+
+// DefaultListen is where the API is served when nothing else is said: on this
+// host only.
+const DefaultListen = "127.0.0.1:7777"
+
+// DefaultBootTimeout is ample for a microVM under emulation and a hundred times
+// what one needs on real hardware.
+const DefaultBootTimeout = 40 * time.Second
+
+// Config is everything a daemon can be told. [NewConfig] has the defaults.
+type Config struct {
+	Listen  string
+	DataDir paths.Data
+	RunDir  paths.Run
+	// Init is the emberd-init executable that becomes PID 1 of every guest.
+	Init string
+	// Size is what each microVM is given.
+	Size sandbox.Size
+	// BootTimeout bounds the boot of one microVM.
+	BootTimeout time.Duration
+	// ParallelBoots is how many microVMs boot at a time.
+	ParallelBoots int
+
+
+	Log *slog.Logger
+	// Launcher starts VMMs; nil means the jail.
+	Launcher firecracker.Launcher
+	Faults   *fault.Set
+}
+
+// NewConfig returns the configuration of a daemon that was told nothing.
+func NewConfig() Config {
+	return Config{
+		Listen:        DefaultListen,
+		DataDir:       paths.DefaultData,
+		RunDir:        paths.DefaultRun,
+		Init:          besideExecutable("emberd-init"),
+		Size:          sandbox.DefaultSize,
+		BootTimeout:   DefaultBootTimeout,
+		ParallelBoots: max(2, runtime.NumCPU()),
+		Log:           slog.New(slog.DiscardHandler),
+	}
+}
+
+// besideExecutable is the path of a program that is installed with this one.
+func besideExecutable(name string) string {
+	self, err := os.Executable()
+	if err != nil {
+		return name
+	}
+	if real, err := filepath.EvalSymlinks(self); err == nil {
+		self = real
+	}
+	return filepath.Join(filepath.Dir(self), name)
+}

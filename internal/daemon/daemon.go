@@ -1,0 +1,190 @@
+// Package daemon puts emberd together: it is the one place that knows every
+// part, and the parts know only what they are given.
+//
+// The whole daemon is a value. [New] makes it, with every check that can stop
+// it from working; [Daemon.Run] serves until its context ends and leaves
+// nothing behind. Tests run the real thing in their own process.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/doctor"
+	"github.com/emberd/emberd/internal/engine"
+	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/httpapi"
+	"github.com/emberd/emberd/internal/jail"
+	"github.com/emberd/emberd/internal/kernel"
+	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/store"
+	"github.com/emberd/emberd/internal/version"
+	"github.com/emberd/emberd/internal/x/cleanup"
+)
+
+// Daemon is emberd, ready to run.
+type Daemon struct {
+	cfg      Config
+	log      *slog.Logger
+	engine   *engine.Engine
+	handler  http.Handler
+	listener net.Listener
+	// release gives back what New took: locks, the listener.
+	release cleanup.Stack
+}
+
+// New checks everything a daemon needs and takes its locks and its listener.
+// The caller runs the daemon or closes it.
+func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
+	d := &Daemon{cfg: cfg, log: cfg.Log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, d.release.Unwind(ctx))
+		}
+	}()
+
+	if err := cfg.Size.Check(); err != nil {
+		return nil, err
+	}
+	records, err := store.Open(cfg.RunDir)
+	if err != nil {
+		return nil, err
+	}
+	d.release.Add("store", func(context.Context) error { return records.Close() })
+	packs, err := pack.Load(cfg.DataDir)
+	if err != nil {
+		return nil, fmt.Errorf("%w; `emberctl setup` builds the packs", err)
+	}
+	info := rest.Info{
+		GuestRAMMiB: cfg.Size.MemoryMiB, GuestVCPUs: cfg.Size.VCPUs,
+		BootPath: string(sandbox.ColdBoot), Packs: packs.Names(), WorkDir: string(cfg.DataDir),
+		Versions: rest.Versions{Emberd: version.Version, HostKernel: hostKernel()},
+	}
+	launcher := cfg.Launcher
+	if launcher == nil {
+		if launcher, err = d.openJail(ctx, &info); err != nil {
+			return nil, err
+		}
+	}
+	initrd := cfg.DataDir.GuestInitramfs()
+	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.Modules(), kernel.GuestModules()); err != nil {
+		return nil, fmt.Errorf("guest initramfs: %w", err)
+	}
+	d.engine, err = engine.New(engine.Config{
+		Packs: packs, Store: records, Size: cfg.Size, Log: cfg.Log, Faults: cfg.Faults,
+		Provisioner: provision.NewCold(provision.ColdConfig{
+			Launcher: launcher, Kernel: cfg.DataDir.Vmlinux(), Initrd: initrd,
+			Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Log: cfg.Log, Faults: cfg.Faults,
+		}),
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.handler = httpapi.New(httpapi.Config{
+		Engine: d.engine, Log: cfg.Log,
+		Info:  func() rest.Info { return info },
+		Ready: d.engine.Ready,
+	})
+	if d.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+		return nil, err
+	}
+	d.release.Add("listener", func(context.Context) error { return closeListener(d.listener) })
+	return d, nil
+}
+
+// openJail prepares the jail for Firecracker and notes in info what VMs run on.
+func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Launcher, error) {
+	kvm := doctor.HostKVM()
+	if !kvm.Usable {
+		return nil, fmt.Errorf("%s; `emberctl machine start` runs emberd where it has KVM", kvm.Reason)
+	}
+	info.KVM = kvm.String()
+	v, err := firecracker.CheckVersions(ctx, d.cfg.DataDir.Firecracker(), d.cfg.DataDir.Jailer())
+	if err != nil {
+		return nil, err
+	}
+	info.Versions.Firecracker = v
+	j, err := jail.Open(ctx, jail.Config{
+		Firecracker: d.cfg.DataDir.Firecracker(), Jailer: d.cfg.DataDir.Jailer(),
+		Dir: d.cfg.DataDir.Jails(), Log: d.log, Faults: d.cfg.Faults,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.release.Add("jail", func(context.Context) error { return j.Close() })
+	return jailed{j}, nil
+}
+
+// jailed is the jail as a [firecracker.Launcher].
+type jailed struct{ jailer *jail.Jailer }
+
+func (l jailed) Launch(ctx context.Context, spec firecracker.LaunchSpec) (firecracker.Process, error) {
+	p, err := l.jailer.Start(ctx, jail.Spec(spec))
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+// Addr is where the API is served.
+func (d *Daemon) Addr() string { return d.listener.Addr().String() }
+
+// drain is how long requests may take to notice that their sandboxes are gone.
+const drain = 10 * time.Second
+
+// Run serves the API until ctx ends, then ends every sandbox and gives back
+// what New took. It returns nil after an orderly end.
+func (d *Daemon) Run(ctx context.Context) error {
+	srv := httpapi.NewServer(d.handler, d.log)
+	d.log.Info("emberd is ready", "addr", d.Addr(), "data_dir", d.cfg.DataDir, "version", version.Version)
+	served := make(chan error, 1)
+	go func() { served <- srv.Serve(d.listener) }()
+
+	var errs []error
+	select {
+	case <-ctx.Done():
+		d.log.Info("emberd is shutting down")
+	case err := <-served:
+		errs = append(errs, fmt.Errorf("serve: %w", err))
+		served <- nil
+	}
+	// First the sandboxes, so that the requests that wait for them get their
+	// answer, then the requests.
+	errs = append(errs, d.engine.Close(ctx))
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
+	defer cancel()
+	if err := srv.Shutdown(stop); err != nil {
+		errs = append(errs, err, srv.Close())
+	}
+	<-served
+	return errors.Join(append(errs, d.Close(ctx))...)
+}
+
+// Close gives back what New took. It is for a daemon that is not run.
+func (d *Daemon) Close(ctx context.Context) error { return d.release.Unwind(ctx) }
+
+func closeListener(l net.Listener) error {
+	if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil
+}
+
+// hostKernel is the release of the kernel that runs emberd.
+func hostKernel() string {
+	var uts unix.Utsname
+	if err := unix.Uname(&uts); err != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(uts.Release[:])
+}

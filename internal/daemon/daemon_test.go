@@ -1,0 +1,150 @@
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/firecracker/fctest"
+	"github.com/emberd/emberd/internal/paths"
+)
+
+func TestMain(m *testing.M) {
+	fctest.Main()
+	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"))
+}
+
+// fakeConfig is a daemon over fake VMMs.
+func fakeConfig(t *testing.T) Config {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "fc") // short: it holds sockets
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	cfg := NewConfig()
+	cfg.Listen = "127.0.0.1:0"
+	cfg.DataDir = fctest.Data(t, filepath.Join(dir, "data"))
+	cfg.RunDir = paths.Run(filepath.Join(dir, "run"))
+	cfg.Init = os.Args[0]
+	cfg.Launcher = &fctest.Launcher{Dir: dir}
+	cfg.Log = slog.New(slog.DiscardHandler)
+	return cfg
+}
+
+func TestDaemonServesAndLeavesNothing(t *testing.T) {
+	cfg := fakeConfig(t)
+	d, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error)
+	go func() { ended <- d.Run(ctx) }()
+
+	c := client.New(d.Addr())
+	for i := range 2 {
+		id, err := c.Create(t.Context(), "shell")
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, err := c.Exec(t.Context(), id, client.Program{Code: fmt.Sprint("echo ", i)})
+		if err != nil || string(res.Stdout) != fmt.Sprintln(i) {
+			t.Errorf("%q, %v", res.Stdout, err)
+		}
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+	if pids := cfg.Launcher.(*fctest.Launcher).Running(); len(pids) > 0 {
+		t.Errorf("VMMs left running: %v", pids)
+	}
+	entries, err := os.ReadDir(cfg.RunDir.Sandboxes())
+	if err != nil || len(entries) > 0 {
+		t.Errorf("records left: %v, %v", entries, err)
+	}
+	// Whatever it held, the next daemon can have.
+	next, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := next.Close(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestDaemonRefusesToStart(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		spoil func(t *testing.T, cfg *Config)
+		want  []string
+	}{
+		{"pack without its image", func(t *testing.T, cfg *Config) {
+			remove(t, cfg.DataDir.PackRootfs("shell"))
+		}, []string{"pack shell", "rootfs.squashfs"}},
+		{"image cut short", func(t *testing.T, cfg *Config) {
+			if err := os.Truncate(cfg.DataDir.PackRootfs("python"), 100); err != nil {
+				t.Fatal(err)
+			}
+		}, []string{"pack python", "rootfs.squashfs"}},
+		{"no packs", func(t *testing.T, cfg *Config) {
+			remove(t, cfg.DataDir.Packs())
+		}, []string{"no language pack", "emberctl setup"}},
+		{"no init", func(_ *testing.T, cfg *Config) {
+			cfg.Init = "/nonexistent/emberd-init"
+		}, []string{"/nonexistent/emberd-init"}},
+		{"address in use", func(t *testing.T, cfg *Config) {
+			other, err := New(t.Context(), fakeConfig(t))
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { _ = other.Close(context.Background()) })
+			cfg.Listen = other.Addr()
+		}, []string{"address already in use"}},
+		{"no room for a guest", func(_ *testing.T, cfg *Config) {
+			cfg.Size.MemoryMiB = 16
+		}, []string{"memory", "16"}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			cfg := fakeConfig(t)
+			tt.spoil(t, &cfg)
+			d, err := New(t.Context(), cfg)
+			if err == nil {
+				_ = d.Close(t.Context())
+				t.Fatal("it started")
+			}
+			for _, want := range tt.want {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("%q does not say %q", err, want)
+				}
+			}
+		})
+	}
+}
+
+func TestSecondDaemonNamesTheFirst(t *testing.T) {
+	cfg := fakeConfig(t)
+	first, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = first.Close(context.Background()) }()
+	if _, err := New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("pid %d", os.Getpid())) {
+		t.Errorf("got %v", err)
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+}
