@@ -1,0 +1,178 @@
+package machine
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/progress"
+)
+
+// killAfter is how long a supervisor is given to end by itself. It needs
+// longer than the guest may take to power off.
+const killAfter = 25 * time.Second
+
+// Config says what a machine is started with.
+type Config struct {
+	// Listen is the address on this host where the machine's API is to answer.
+	// When it is empty no emberd is started in the machine.
+	Listen string
+	// Data is the data directory that the machine's emberd gets a copy of.
+	Data paths.Data
+	// Bin is the directory of emberd, emberctl and emberd-init, linked
+	// statically.
+	Bin string
+	// Supervisor is the command that calls [Supervise].
+	Supervisor []string
+}
+
+// Start brings the machine up and returns when its API answers, or, without
+// one, when programs can be run in it. If that fails or ctx ends, nothing is
+// left but disks. A machine that is up gives [ErrRunning].
+func (m Machine) Start(ctx context.Context, cfg Config, report progress.Func) error {
+	if err := m.check(cfg); err != nil {
+		return err
+	}
+	if err := os.MkdirAll(m.Disks, 0o700); err != nil {
+		return fmt.Errorf("start machine %s: %w", m.Name, err)
+	}
+	lock, err := m.lock()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := m.buildDisks(ctx, cfg.Data, cfg.Bin, report); err != nil {
+		return err
+	}
+	if err := errors.Join(os.RemoveAll(m.Run), os.MkdirAll(m.Run, 0o700)); err != nil {
+		return fmt.Errorf("start machine %s: %w", m.Name, err)
+	}
+	if err := m.supervise(ctx, cfg, lock, report); err != nil {
+		err = fmt.Errorf("start machine %s: %w%s", m.Name, err, m.evidence())
+		return errors.Join(err, os.RemoveAll(m.Run))
+	}
+	return nil
+}
+
+// check looks for everything a machine is made of.
+func (m Machine) check(cfg Config) error {
+	for _, path := range []string{
+		cfg.Data.Vmlinuz(), cfg.Data.Vmlinux(), cfg.Data.Modules(), cfg.Data.Firecracker(), cfg.Data.Jailer(), cfg.Data.Packs(),
+	} {
+		if _, err := os.Stat(path); err != nil {
+			return fmt.Errorf("start machine %s: %w (run emberctl setup)", m.Name, err)
+		}
+	}
+	for _, name := range binaries() {
+		if _, err := os.Stat(filepath.Join(cfg.Bin, name)); err != nil {
+			return fmt.Errorf("start machine %s: %w (run make build)", m.Name, err)
+		}
+	}
+	for _, program := range []string{qemuProgram, mksquashfs, mke2fs()} {
+		if _, err := exec.LookPath(program); err != nil {
+			return fmt.Errorf("start machine %s: %w (run emberctl setup)", m.Name, err)
+		}
+	}
+	// An address that is taken is better said before the boot than after it.
+	if cfg.Listen != "" {
+		ln, err := net.Listen("tcp", cfg.Listen)
+		if err != nil {
+			if locked, lerr := m.locked(); lerr == nil && locked {
+				return fmt.Errorf("start machine %s: %w", m.Name, ErrRunning)
+			}
+			return fmt.Errorf("start machine %s: %w", m.Name, err)
+		}
+		ln.Close()
+	}
+	return nil
+}
+
+// supervise starts the supervisor, which takes the lock over, and returns when
+// it says that the machine is up. If that fails the supervisor is gone.
+func (m Machine) supervise(ctx context.Context, cfg Config, lock *os.File, report progress.Func) (err error) {
+	control, remote, err := socketpair()
+	if err != nil {
+		return err
+	}
+	defer control.Close()
+	defer remote.Close()
+	log, err := os.OpenFile(m.supervisorLog(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+
+	cmd := exec.Command(cfg.Supervisor[0], cfg.Supervisor[1:]...)
+	cmd.Dir = "/"
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.ExtraFiles = []*os.File{remote, lock} // controlFD, lockFD
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	remote.Close()
+	defer func() {
+		if err == nil {
+			err = cmd.Process.Release()
+			return
+		}
+		// Asked first, so that it can put things in order; an error means that
+		// it is gone already.
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		defer time.AfterFunc(killAfter, func() { _ = cmd.Process.Kill() }).Stop()
+		_ = cmd.Wait()
+	}()
+
+	defer context.AfterFunc(ctx, func() { control.Close() })()
+	if err := json.NewEncoder(control).Encode(spec{Machine: m, Listen: cfg.Listen, Vmlinuz: cfg.Data.Vmlinuz()}); err != nil {
+		return err
+	}
+	err = awaitReady(control, report)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// awaitReady reads a supervisor's events until the machine is up.
+func awaitReady(control io.Reader, report progress.Func) error {
+	events := json.NewDecoder(control)
+	for {
+		var e event
+		err := events.Decode(&e)
+		switch {
+		case errors.Is(err, io.EOF):
+			return errors.New("the supervisor ended without saying why")
+		case err != nil:
+			return err
+		case e.Error != "":
+			return errors.New(e.Error)
+		case e.Ready:
+			return nil
+		default:
+			report.Step("%s", e.Step)
+		}
+	}
+}
+
+// evidence returns what the machine printed last, to go below an error.
+func (m Machine) evidence() string {
+	var text string
+	for _, log := range []struct{ what, path string }{
+		{"console", m.ConsoleLog()}, {"emberd", m.DaemonLog()}, {"supervisor", m.supervisorLog()},
+	} {
+		if tail := logTail(log.path); tail != "" {
+			text += fmt.Sprintf("\n  %s:\n%s", log.what, tail)
+		}
+	}
+	return text
+}
