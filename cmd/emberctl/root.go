@@ -77,6 +77,7 @@ func newRoot(a *app) *cobra.Command {
 		newLsCmd(a),
 		newInfoCmd(a),
 		newPackCmd(a),
+		newMachineCmd(a),
 		newSetupCmd(a),
 		newDoctorCmd(a),
 	)

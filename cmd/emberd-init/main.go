@@ -7,12 +7,16 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"log/slog"
 	"os"
+	"os/signal"
 	"strings"
 	"sync"
+	"syscall"
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
 	"github.com/emberd/emberd/internal/guest/boot"
+	"github.com/emberd/emberd/internal/guest/machine"
 	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/reaper"
 	"github.com/emberd/emberd/internal/guest/server"
@@ -20,12 +24,22 @@ import (
 	"github.com/emberd/emberd/internal/vsock"
 )
 
+// roleMachine is the role of the emulated KVM host; a sandbox has none.
+const roleMachine = "machine"
+
 func main() {
 	interpreter := flag.String("interpreter", "python3", "runs code when the kernel command line names no other")
 	showVersion := flag.Bool("version", false, "print the version and exit")
 	flag.Parse()
 	if *showVersion {
 		fmt.Println(version.Version)
+		return
+	}
+	if done, err := machine.Command(flag.Args()); done {
+		if err != nil {
+			fmt.Fprintln(os.Stderr, "emberd-init:", err)
+			os.Exit(1)
+		}
 		return
 	}
 	if os.Getpid() != 1 {
@@ -69,6 +83,9 @@ func run(interpreter string) error {
 		CgroupRoot:  boot.CgroupRoot,
 	})
 
+	if params.Role == roleMachine {
+		return runMachine(ctx, agent)
+	}
 	l, err := vsock.Listen(agentv1.Port)
 	if err != nil {
 		return err
@@ -77,4 +94,16 @@ func run(interpreter string) error {
 		return err
 	}
 	return errors.New("the agent stopped serving")
+}
+
+// runMachine runs the emulated KVM host instead of a sandbox. It returns only
+// with an error.
+func runMachine(ctx context.Context, agent *server.Server) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGTERM)
+	defer stop()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := machine.Run(ctx, agent, log); err != nil {
+		return err
+	}
+	return machine.PowerOff()
 }
