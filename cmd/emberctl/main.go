@@ -22,6 +22,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"slices"
 	"syscall"
 
 	"github.com/emberd/emberd/client"
@@ -43,12 +44,18 @@ func main() {
 	// before it has deleted its sandbox: with a handler, writing to the pipe
 	// returns EPIPE. Programs that emberctl starts are not affected.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), wanted(os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)...)
 	// The first signal asks, the second one ends the process at once.
 	context.AfterFunc(ctx, stop)
 
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	os.Exit(a.run(ctx, os.Args[1:]))
+}
+
+// wanted returns the signals that this process was not started to ignore, as
+// nohup does.
+func wanted(signals ...os.Signal) []os.Signal {
+	return slices.DeleteFunc(signals, signal.Ignored)
 }
 
 // exitError makes emberctl exit with code. What err says is printed, if there

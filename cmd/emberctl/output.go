@@ -34,8 +34,7 @@ const (
 // a clock; elsewhere it is a plain line per step, once the whole has taken
 // longer than [quiet].
 func (a *app) progress() (progress.Func, func()) {
-	m := &meter{w: a.stderr, tty: isTerminal(a.stderr), began: time.Now(), done: make(chan struct{})}
-	m.running.Go(m.run)
+	m := newMeter(a.stderr, isTerminal(a.stderr))
 	return m.step, sync.OnceFunc(m.stop)
 }
 
@@ -52,6 +51,12 @@ type meter struct {
 	name    string
 	since   time.Time
 	printed bool // plain: the line of this step is out
+}
+
+func newMeter(w io.Writer, tty bool) *meter {
+	m := &meter{w: w, tty: tty, began: time.Now(), done: make(chan struct{})}
+	m.running.Go(m.run)
+	return m
 }
 
 func (m *meter) run() {
