@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/paths"
@@ -164,9 +165,9 @@ func contentKey(content map[string]string) (string, error) {
 }
 
 func sumTree(sum hash.Hash, root string) error {
-	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return err
+	return walk(root, func(path string, d fs.DirEntry) error {
+		if d.IsDir() {
+			return nil
 		}
 		info, err := d.Info()
 		if err != nil {
@@ -181,13 +182,27 @@ func sumTree(sum hash.Hash, root string) error {
 	})
 }
 
+// walk calls f for everything in root but hidden files, which are locks and
+// things half made.
+func walk(root string, f func(path string, d fs.DirEntry) error) error {
+	return filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case path != root && strings.HasPrefix(d.Name(), "."):
+			if d.IsDir() {
+				return fs.SkipDir
+			}
+			return nil
+		}
+		return f(path, d)
+	})
+}
+
 // stage puts the file or directory src at dst, as hard links where the
 // filesystem and the owner allow that.
 func stage(dst, src string) error {
-	return filepath.WalkDir(src, func(path string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return err
-		}
+	return walk(src, func(path string, d fs.DirEntry) error {
 		rel, err := filepath.Rel(src, path)
 		if err != nil {
 			return err

@@ -40,7 +40,7 @@ func (m Machine) Exec(ctx context.Context, p Program, stdio agent.Stdio) (agent.
 		return agent.Exit{}, err
 	}
 	if status.State != Running {
-		return agent.Exit{}, notRunning(status)
+		return agent.Exit{}, &downError{status}
 	}
 	exit, err := m.exec(ctx, p, stdio)
 	if err == nil || ctx.Err() != nil {
@@ -51,7 +51,7 @@ func (m Machine) Exec(ctx context.Context, p Program, stdio agent.Stdio) (agent.
 	wait, cancel := context.WithTimeout(ctx, endGrace+time.Second)
 	defer cancel()
 	if status := m.awaitDown(wait); status.State != Running {
-		err = fmt.Errorf("%w: %w", notRunning(status), err)
+		err = fmt.Errorf("%w (%w)", &downError{status}, err)
 	}
 	return agent.Exit{}, err
 }
@@ -152,11 +152,17 @@ func (m Machine) awaitDown(ctx context.Context) Status {
 	}
 }
 
-// notRunning turns the status of a machine that is not up into an error.
-func notRunning(s Status) error {
-	err := fmt.Errorf("%w: machine %s is %s", ErrNotRunning, s.Name, s.State)
-	if s.Reason != "" {
-		err = errors.Join(err, errors.New(s.Reason))
+// downError says that a machine is not up, and why. It is [ErrNotRunning].
+type downError struct{ status Status }
+
+func (e *downError) Error() string {
+	switch {
+	case e.status.State == Stopped:
+		return fmt.Sprintf("machine %s is not running (start it with emberctl machine start)", e.status.Name)
+	case e.status.Reason == "":
+		return fmt.Sprintf("machine %s is %s", e.status.Name, e.status.State)
 	}
-	return err
+	return fmt.Sprintf("machine %s is %s: %s", e.status.Name, e.status.State, e.status.Reason)
 }
+
+func (e *downError) Is(target error) bool { return target == ErrNotRunning }

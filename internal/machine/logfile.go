@@ -66,6 +66,9 @@ func (l *logFile) halve() error {
 
 func (l *logFile) Close() error { return l.file.Close() }
 
+// harmless is in QEMU's warnings about what it does not emulate of the CPU.
+const harmless = "TCG doesn't support requested feature"
+
 // logTail returns the last lines of a log, indented, to be shown below an
 // error; "" if there are none. What the machine printed is not trusted to be
 // harmless on a terminal.
@@ -78,7 +81,7 @@ func logTail(path string) string {
 	var kept []string
 	for line := range bytes.Lines(data) {
 		text := strings.TrimSpace(strings.Map(printable, strings.ToValidUTF8(string(line), "?")))
-		if text != "" {
+		if text != "" && !strings.Contains(text, harmless) {
 			kept = append(kept, "    "+text[:min(len(text), width)])
 		}
 	}
