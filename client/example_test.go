@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 
@@ -19,13 +18,13 @@ func Example() {
 	c := client.New(daemon.URL)
 	id, err := c.Create(ctx, "python")
 	if err != nil {
-		log.Fatal(err)
+		panic(err)
 	}
 	defer func() { _ = c.Delete(ctx, id) }()
 
 	res, err := c.Exec(ctx, id, client.Program{Code: "print(6*7)"})
 	if err != nil {
-		log.Fatal(err) // it is not known how the program ended
+		panic(err) // it is not known how the program ended
 	}
 	fmt.Printf("%sexit status %d\n", res.Stdout, res.ExitCode)
 	// Output:

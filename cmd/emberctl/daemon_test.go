@@ -13,10 +13,11 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/rogpeppe/go-internal/testscript"
+
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/httpapi"
 	"github.com/emberd/emberd/internal/sandbox"
-	"github.com/rogpeppe/go-internal/testscript"
 )
 
 // startDaemon starts a daemon that ends with the script, and returns its
@@ -124,8 +125,8 @@ func (e *hostEngine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRe
 }
 
 func exitCode(ws syscall.WaitStatus) int {
-	if ws.Signaled() {
-		return 128 + int(ws.Signal())
+	if sig := ws.Signal(); sig != -1 {
+		return 128 + int(sig)
 	}
 	return ws.ExitStatus()
 }

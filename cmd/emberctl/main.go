@@ -79,7 +79,7 @@ func usageError(err error) error { return &exitError{exitUsage, err} }
 
 // run executes the command line args and returns the exit status.
 func (a *app) run(ctx context.Context, args []string) int {
-	root := newRoot(a)
+	root := newRoot(a) //nolint:contextcheck // the commands get ctx from cobra, below
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err == nil {
@@ -115,9 +115,9 @@ func report(w io.Writer, err error, command string) int {
 	if err == nil {
 		return code
 	}
-	fmt.Fprintf(w, "emberctl: %v\n", err)
+	say(w, "emberctl: %v\n", err)
 	if hint := hintFor(err, code, command); hint != "" {
-		fmt.Fprintf(w, "hint: %s\n", hint)
+		say(w, "hint: %s\n", hint)
 	}
 	return code
 }

@@ -5,11 +5,14 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
+	"text/tabwriter"
 	"time"
 
-	"github.com/emberd/emberd/internal/x/progress"
 	"golang.org/x/term"
+
+	"github.com/emberd/emberd/internal/x/progress"
 )
 
 // printJSON prints v on standard output, indented.
@@ -19,6 +22,21 @@ func (a *app) printJSON(v any) error {
 	enc.SetEscapeHTML(false)
 	return enc.Encode(v)
 }
+
+// printTable prints rows in columns on standard output.
+func (a *app) printTable(rows [][]string) error {
+	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	for _, row := range rows {
+		if _, err := fmt.Fprintln(w, strings.Join(row, "\t")); err != nil {
+			return err
+		}
+	}
+	return w.Flush()
+}
+
+// say writes for people to read, on standard error. If that does not work,
+// there is nobody to be told.
+func say(w io.Writer, format string, args ...any) { _, _ = fmt.Fprintf(w, format, args...) }
 
 // What takes less than quiet needs no progress where nobody watches, and leaves
 // no trace where somebody does. What takes less than flicker is not shown at
@@ -99,10 +117,10 @@ func (m *meter) show() {
 	took := time.Since(m.since)
 	switch {
 	case m.tty && took > flicker:
-		fmt.Fprintf(m.w, "\r\x1b[K%s… %.1fs", m.name, took.Seconds())
+		say(m.w, "\r\x1b[K%s… %.1fs", m.name, took.Seconds())
 		m.printed = true
 	case !m.tty && !m.printed && time.Since(m.began) > quiet:
-		fmt.Fprintf(m.w, "%s…\n", m.name)
+		say(m.w, "%s…\n", m.name)
 		m.printed = true
 	}
 }
@@ -111,9 +129,9 @@ func (m *meter) show() {
 func (m *meter) end() {
 	if m.tty && m.printed {
 		if took := time.Since(m.since); took > quiet {
-			fmt.Fprintf(m.w, "\r\x1b[K%s… %.1fs\n", m.name, took.Seconds())
+			say(m.w, "\r\x1b[K%s… %.1fs\n", m.name, took.Seconds())
 		} else {
-			fmt.Fprint(m.w, "\r\x1b[K")
+			say(m.w, "\r\x1b[K")
 		}
 	}
 	m.name = ""

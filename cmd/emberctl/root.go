@@ -7,10 +7,11 @@ import (
 	"os"
 	"strings"
 
+	"github.com/spf13/cobra"
+
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/version"
-	"github.com/spf13/cobra"
 )
 
 // app is what every command has: the three streams and the global flags.

@@ -7,11 +7,12 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/progress"
-	"github.com/spf13/cobra"
 )
 
 const programHelp = `
@@ -110,7 +111,7 @@ func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) (er
 		defer cancel()
 		// A sandbox that is not found was lost with its microVM.
 		if derr := c.Delete(clean, id); derr != nil && !isNotFound(derr) {
-			fmt.Fprintf(a.stderr, "emberctl: delete sandbox %s: %v\n", id, derr)
+			say(a.stderr, "emberctl: delete sandbox %s: %v\n", id, derr)
 		}
 	}()
 	res, err := a.exec(ctx, show, id, prog)

@@ -3,12 +3,13 @@ package main
 import (
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"github.com/emberd/emberd/api/rest"
 	"github.com/spf13/cobra"
+
+	"github.com/emberd/emberd/api/rest"
 )
 
 func newCreateCmd(a *app) *cobra.Command {
@@ -82,13 +83,14 @@ func newLsCmd(a *app) *cobra.Command {
 			if a.json {
 				return a.printJSON(rest.SandboxList{Sandboxes: list})
 			}
-			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			fmt.Fprintln(w, "ID\tPACK\tSTATE\tVCPUS\tMEMORY\tAGE")
+			rows := [][]string{{"ID", "PACK", "STATE", "VCPUS", "MEMORY", "AGE"}}
 			for _, sb := range list {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%d MiB\t%s\n", sb.ID, sb.LanguagePack, sb.State,
-					sb.GuestVCPUs, sb.GuestRAMMiB, age(time.Since(sb.CreatedAt)))
+				rows = append(rows, []string{
+					sb.ID, sb.LanguagePack, sb.State, strconv.Itoa(sb.GuestVCPUs),
+					fmt.Sprintf("%d MiB", sb.GuestRAMMiB), age(time.Since(sb.CreatedAt)),
+				})
 			}
-			return w.Flush()
+			return a.printTable(rows)
 		},
 	}
 }
@@ -108,8 +110,7 @@ func newInfoCmd(a *app) *cobra.Command {
 			if a.json {
 				return a.printJSON(info)
 			}
-			w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-			for _, row := range [][2]string{
+			return a.printTable([][]string{
 				{"emberd", info.Versions.Emberd},
 				{"firecracker", info.Versions.Firecracker},
 				{"host kernel", info.Versions.HostKernel},
@@ -118,10 +119,7 @@ func newInfoCmd(a *app) *cobra.Command {
 				{"boot path", info.BootPath},
 				{"packs", strings.Join(info.Packs, ", ")},
 				{"data", info.WorkDir},
-			} {
-				fmt.Fprintf(w, "%s\t%s\n", row[0], row[1])
-			}
-			return w.Flush()
+			})
 		},
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/http"
+	"os"
 	"reflect"
 	"strings"
 	"time"
@@ -14,8 +15,8 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// bodyTimeout is how long a client may take to send a body.
-const bodyTimeout = 30 * time.Second
+// defaultBodyTimeout is how long a client may take to send a body.
+const defaultBodyTimeout = 20 * time.Second
 
 // errBody is the answer to a body that is no JSON object of the right types.
 func errBody(cause error) error {
@@ -24,15 +25,18 @@ func errBody(cause error) error {
 
 // readBody returns the body of r without the white space around it. One of more
 // than limit bytes is an error, whatever length it claims to have.
-func readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+func (a *api) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	// The deadline must not outlast the body: net/http goes on reading, to
 	// notice a client that goes away while its program runs.
 	deadline := http.NewResponseController(w)
-	_ = deadline.SetReadDeadline(time.Now().Add(bodyTimeout))
+	_ = deadline.SetReadDeadline(time.Now().Add(a.bodyTimeout))
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	_ = deadline.SetReadDeadline(time.Time{})
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, &sandbox.Error{Code: sandbox.CodeTooLarge, Message: "request body too large"}
+	}
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil, &httpError{http.StatusRequestTimeout, sandbox.Invalid("request body took too long")}
 	}
 	if err != nil {
 		return nil, errBody(err)

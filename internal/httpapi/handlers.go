@@ -22,10 +22,12 @@ type api struct {
 	log    *slog.Logger
 	mux    *http.ServeMux
 	panics atomic.Int64
+
+	bodyTimeout time.Duration
 }
 
 func (a *api) create(w http.ResponseWriter, r *http.Request) (any, error) {
-	body, err := readBody(w, r, rest.MaxCreateBody)
+	body, err := a.readBody(w, r, rest.MaxCreateBody)
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +90,7 @@ func (a *api) exec(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := readBody(w, r, rest.MaxExecBody)
+	body, err := a.readBody(w, r, rest.MaxExecBody)
 	if err != nil {
 		return nil, err
 	}

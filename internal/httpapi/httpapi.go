@@ -48,7 +48,7 @@ type Config struct {
 
 // New returns the API as a handler. It may be used by any number of goroutines.
 func New(cfg Config) http.Handler {
-	a := &api{engine: cfg.Engine, info: cfg.Info, ready: cfg.Ready, log: cfg.Log}
+	a := &api{engine: cfg.Engine, info: cfg.Info, ready: cfg.Ready, log: cfg.Log, bodyTimeout: defaultBodyTimeout}
 	a.mux = http.NewServeMux()
 	routes := a.routes()
 	for _, rt := range routes {

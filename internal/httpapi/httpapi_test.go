@@ -283,6 +283,41 @@ func TestChunkedBody(t *testing.T) {
 	}
 }
 
+// TestSlowBody checks that a client cannot keep a connection by never ending its
+// body, and that the time it has does not limit the program's.
+func TestSlowBody(t *testing.T) {
+	e := &fakeEngine{onCall: func(ctx context.Context, _ string) {
+		select {
+		case <-ctx.Done():
+			t.Error("the body's deadline ended the program")
+		case <-time.After(300 * time.Millisecond):
+		}
+	}}
+	h := newAPI(e)
+	h.(*api).bodyTimeout = 100 * time.Millisecond
+	srv := httptest.NewServer(h)
+	defer srv.Close()
+
+	endless, w := io.Pipe()
+	defer w.Close()
+	resp, err := http.Post(srv.URL+"/sandboxes", "", endless)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusRequestTimeout {
+		t.Errorf("status %d, want 408", resp.StatusCode)
+	}
+	resp, err = http.Post(srv.URL+"/sandboxes/"+knownID+"/exec", "", strings.NewReader(`{"code":"1"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("status %d, want 200", resp.StatusCode)
+	}
+}
+
 // TestClientGoesAway checks that a create whose client is gone leaves no
 // sandbox, and that an exec whose client is gone is ended.
 func TestClientGoesAway(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
 )
@@ -17,6 +18,13 @@ import (
 // apiVersion is the version of the interface, not of emberd: it changes when a
 // client that worked could stop working.
 const apiVersion = "1"
+
+const description = `Runs unvetted code in Firecracker microVMs.
+
+Requests need no content type. Every answer with a body is JSON, errors included.
+Besides the errors named at each operation, any request can be answered with 403
+or 421, when a web page may have caused it, and one with a body with 408, when
+that is not sent in time.`
 
 const jsonType = "application/json"
 
@@ -29,7 +37,7 @@ func openAPI(routes []route) []byte {
 		Info: &huma.Info{
 			Title:       "emberd",
 			Version:     apiVersion,
-			Description: "Runs unvetted code in Firecracker microVMs. Requests need no content type; every answer with a body is JSON, errors included.",
+			Description: description,
 			License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 		},
 		Components: &huma.Components{Schemas: schemas},
