@@ -105,7 +105,7 @@ func EncodeOutput(b []byte) (text string, raw []byte) {
 
 // DecodeOutput undoes [EncodeOutput].
 func DecodeOutput(text string, raw []byte) []byte {
-	if raw != nil {
+	if len(raw) > 0 {
 		return raw
 	}
 	return []byte(text)

@@ -68,7 +68,8 @@ type meter struct {
 	mu      sync.Mutex
 	name    string
 	since   time.Time
-	printed bool // plain: the line of this step is out
+	printed bool // something of this step was written
+	stopped bool
 }
 
 func newMeter(w io.Writer, tty bool) *meter {
@@ -96,6 +97,9 @@ func (m *meter) run() {
 func (m *meter) step(name string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if m.stopped {
+		return
+	}
 	m.end()
 	m.name, m.since, m.printed = name, time.Now(), false
 	m.show()
@@ -107,6 +111,7 @@ func (m *meter) stop() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.end()
+	m.stopped = true
 }
 
 // show writes the state of the current step. The caller holds mu.

@@ -20,6 +20,8 @@ type app struct {
 	stdout, stderr        io.Writer
 	json                  bool
 	addr, dataDir, runDir string
+
+	daemon *client.Client // use client()
 }
 
 const rootHelp = `emberctl runs code in microVMs through emberd, and sets up what emberd needs.
@@ -115,4 +117,9 @@ func wrapArgs(cmd *cobra.Command) {
 }
 
 // client returns a client of the daemon the flags name.
-func (a *app) client() *client.Client { return client.New(a.addr) }
+func (a *app) client() *client.Client {
+	if a.daemon == nil {
+		a.daemon = client.New(a.addr)
+	}
+	return a.daemon
+}

@@ -97,12 +97,10 @@ files is there for the next one.
 
 // runOnce runs prog in a sandbox that it creates, and deletes that sandbox also
 // when it is interrupted.
-func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) (err error) {
-	c := a.client()
+func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) error {
 	show, stop := a.progress()
 	defer stop()
-	show.Step("creating a sandbox")
-	id, err := c.Create(ctx, pack)
+	id, err := a.create(ctx, show, pack)
 	if err != nil {
 		return &exitError{exitEmberd, err}
 	}
@@ -110,8 +108,8 @@ func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) (er
 		clean, cancel := cleanup.Context(ctx)
 		defer cancel()
 		// A sandbox that is not found was lost with its microVM.
-		if derr := c.Delete(clean, id); derr != nil && !isNotFound(derr) {
-			say(a.stderr, "emberctl: delete sandbox %s: %v\n", id, derr)
+		if err := a.client().Delete(clean, id); err != nil && !isNotFound(err) {
+			say(a.stderr, "emberctl: delete sandbox %s: %v\n", id, err)
 		}
 	}()
 	res, err := a.exec(ctx, show, id, prog)
@@ -120,6 +118,14 @@ func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) (er
 		return err
 	}
 	return a.finish(id, res)
+}
+
+// create creates a sandbox. Interrupted, it takes until emberd has said that
+// there is none; show tells why.
+func (a *app) create(ctx context.Context, show progress.Func, pack string) (string, error) {
+	show.Step("creating a sandbox")
+	defer context.AfterFunc(ctx, func() { show.Step("interrupted; undoing what was begun") })()
+	return a.client().Create(ctx, pack)
 }
 
 func (a *app) exec(ctx context.Context, show progress.Func, id string, prog client.Program) (client.Result, error) {

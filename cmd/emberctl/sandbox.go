@@ -26,8 +26,7 @@ Interrupted before that, it leaves nothing behind.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show, stop := a.progress()
 			defer stop()
-			show.Step("creating a sandbox")
-			id, err := a.client().Create(cmd.Context(), pack)
+			id, err := a.create(cmd.Context(), show, pack)
 			stop()
 			if err != nil {
 				return err
