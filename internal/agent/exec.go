@@ -157,10 +157,13 @@ func (e execReplies) read(ctx context.Context, stream io.Reader) (Exit, error) {
 			err = e.takeAck(payload)
 		case agentv1.FrameExit:
 			exit, err := e.exit(payload)
+			if err == nil {
+				err = expectEnd(frames)
+			}
 			if err != nil {
 				return Exit{}, err
 			}
-			return exit, expectEnd(frames)
+			return exit, nil
 		}
 		if err != nil {
 			return Exit{}, err
