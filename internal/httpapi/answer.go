@@ -66,10 +66,11 @@ func (a *api) handler(rt route) http.Handler {
 
 // fail answers r with err and logs what the answer does not tell.
 func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
-	if r.Context().Err() != nil && errors.Is(err, context.Canceled) {
-		err = &sandbox.Error{Code: sandbox.CodeCanceled, Message: "the request was canceled", Cause: err}
-	}
 	code, msg := sandbox.Public(err)
+	// What a client that goes away makes fail is neither a fault nor news.
+	if code != sandbox.CodeCanceled && r.Context().Err() != nil && errors.Is(err, context.Canceled) {
+		code, msg = sandbox.CodeCanceled, "the request was canceled"
+	}
 	status := statusOf(code)
 	if e, ok := errors.AsType[*httpError](err); ok {
 		status = e.status

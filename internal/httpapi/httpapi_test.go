@@ -339,7 +339,8 @@ func TestClientGoesAway(t *testing.T) {
 			cancel()
 			<-ctx.Done() // the server noticed
 		}}
-		srv := httptest.NewServer(newAPI(e))
+		var log logBuffer
+		srv := httptest.NewServer(newLoggedAPI(e, nil, &log))
 		req, err := http.NewRequestWithContext(ctx, "POST", srv.URL+tt.path, strings.NewReader(tt.body))
 		if err != nil {
 			t.Fatal(err)
@@ -349,6 +350,9 @@ func TestClientGoesAway(t *testing.T) {
 			t.Errorf("%s: an answer to a canceled request", tt.path)
 		}
 		srv.Close() // waits for the handler
+		if log.String() != "" {
+			t.Errorf("%s: logged %s", tt.path, log.String())
+		}
 		if !reflect.DeepEqual(e.calls, tt.want) {
 			t.Errorf("%s: engine calls %v, want %v", tt.path, e.calls, tt.want)
 		}
