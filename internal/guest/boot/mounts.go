@@ -67,19 +67,25 @@ var links = map[string]string{
 // mountAll mounts each of mounts, making its mount point first.
 func mountAll(mounts []mount) error {
 	for _, m := range mounts {
-		if err := os.MkdirAll(m.target, 0o755); err != nil {
+		if err := makeDir(m.target); err != nil {
 			return err
 		}
 		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", m.fstype, m.target, err)
 		}
 		for _, dir := range m.dirs {
-			if err := os.Mkdir(filepath.Join(m.target, dir), 0o755); err != nil {
+			if err := makeDir(filepath.Join(m.target, dir)); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// makeDir makes a directory, and those above it, that every user of the VM may
+// enter.
+func makeDir(path string) error {
+	return os.MkdirAll(path, 0o755) //nolint:gosec // mount points of a whole system
 }
 
 // switchRoot makes dir the root of everything. pivot_root would be the way, but
@@ -89,7 +95,7 @@ func mountAll(mounts []mount) error {
 func switchRoot(dir string) error {
 	for _, m := range early {
 		target := filepath.Join(dir, m.target)
-		if err := os.MkdirAll(target, 0o755); err != nil {
+		if err := makeDir(target); err != nil {
 			return err
 		}
 		if err := unix.Mount(m.target, target, "", unix.MS_MOVE, ""); err != nil {

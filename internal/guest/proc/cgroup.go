@@ -38,7 +38,7 @@ func (g *groups) create() (group, error) {
 	g.sweep()
 	g.next++
 	path := filepath.Join(g.root, fmt.Sprintf("exec-%d", g.next))
-	if err := os.Mkdir(path, 0o755); err != nil {
+	if err := os.Mkdir(path, 0o700); err != nil {
 		return group{}, fmt.Errorf("make cgroup: %w", err)
 	}
 	dir, err := os.Open(path)

@@ -149,7 +149,7 @@ func (r *Runner) Run(ctx context.Context, cmd Command, stdio Stdio) (Result, err
 }
 
 func result(status syscall.WaitStatus, killed bool, duration time.Duration) Result {
-	if !status.Signaled() {
+	if status.Exited() {
 		return Result{Code: status.ExitStatus(), Duration: duration}
 	}
 	sig := int(status.Signal())

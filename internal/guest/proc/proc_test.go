@@ -46,7 +46,7 @@ func cgroupRoot(t *testing.T) string {
 		if fields[2] != "cgroup2" {
 			continue
 		}
-		dir, err := os.MkdirTemp(fields[1], "emberd-test-")
+		dir, err := os.MkdirTemp(fields[1], "emberd-test-") //nolint:usetesting // a control group, not a place for files
 		if err != nil {
 			t.Skipf("cgroup v2 cannot be used: %v", err)
 		}
