@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -39,12 +37,12 @@ func (a *app) printResults(results []doctor.Result) error {
 	if a.json {
 		return a.printJSON(results)
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
+	var rows [][]string
 	for _, r := range results {
-		fmt.Fprintf(w, "%s\t%s\t%s\n", r.Verdict, r.Name, r.Reason)
-		if r.Remedy != "" && r.Verdict != doctor.OK {
-			fmt.Fprintf(w, "\t\t→ %s\n", r.Remedy)
+		rows = append(rows, []string{string(r.Verdict), r.Name, r.Reason})
+		if r.Remedy != "" {
+			rows = append(rows, []string{"", "", "→ " + r.Remedy})
 		}
 	}
-	return w.Flush()
+	return a.printTable(rows)
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"slices"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
@@ -114,14 +113,13 @@ func (a *app) printPacks(data paths.Data) error {
 	if a.json {
 		return a.printJSON(list)
 	}
-	w := tabwriter.NewWriter(a.stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tSTATUS\tSIZE\tDIGEST\tDESCRIPTION")
+	rows := [][]string{{"NAME", "STATUS", "SIZE", "DIGEST", "DESCRIPTION"}}
 	for _, p := range list {
 		size, digest := "-", "-"
 		if p.Digest != "" {
 			size, digest = fmt.Sprintf("%.1f MB", float64(p.Size)/1e6), p.Digest[:12]
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", p.Name, p.Status, size, digest, p.Description)
+		rows = append(rows, []string{p.Name, p.Status, size, digest, p.Description})
 	}
-	return w.Flush()
+	return a.printTable(rows)
 }

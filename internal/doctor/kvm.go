@@ -70,7 +70,7 @@ func virtFlag(cpuinfo string) string {
 		if strings.TrimSpace(key) != "flags" {
 			continue
 		}
-		for _, flag := range strings.Fields(value) {
+		for flag := range strings.FieldsSeq(value) {
 			if flag == "vmx" || flag == "svm" {
 				return flag
 			}

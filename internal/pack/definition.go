@@ -135,9 +135,8 @@ func parseDefinition(base, own []byte) (Definition, error) {
 	d.Remove = slices.Concat(b.Remove, d.Remove)
 	d.Directories = slices.Concat(b.Directories, d.Directories)
 
-	h := sha256.New()
-	fmt.Fprintf(h, "builder %d, base %d bytes\n%s%s", builderVersion, len(base), base, own)
-	d.digest = hex.EncodeToString(h.Sum(nil))
+	sum := sha256.Sum256(fmt.Appendf(nil, "builder %d, base %d bytes\n%s%s", builderVersion, len(base), base, own))
+	d.digest = hex.EncodeToString(sum[:])
 	return d, d.validate()
 }
 

@@ -110,7 +110,7 @@ func arrange(ctx context.Context, def Definition, tree string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }()
 	for _, name := range slices.Sorted(maps.Keys(def.Links)) {
 		if err := replace(root, name, func() error { return root.Symlink(def.Links[name], name) }); err != nil {
 			return fmt.Errorf("make link %s: %w", name, err)

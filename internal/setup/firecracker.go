@@ -76,13 +76,8 @@ func (c Config) makeFirecracker(ctx context.Context, work string, report progres
 	if err != nil {
 		return err
 	}
-	for _, path := range []string{fresh.Firecracker(), fresh.Jailer()} {
-		if err := checkStatic(path); err != nil {
-			return err
-		}
-	}
 	rec := vmmRecord{Source: source}
-	if rec.Version, err = firecracker.CheckVersions(ctx, fresh.Firecracker(), fresh.Jailer()); err != nil {
+	if rec.Version, err = checkVMM(ctx, fresh.Firecracker(), fresh.Jailer()); err != nil {
 		return err
 	}
 	if rec.Firecracker, err = fileSum(fresh.Firecracker()); err != nil {
@@ -106,14 +101,18 @@ func (c Config) fillDir(ctx context.Context, dir, work string, report progress.F
 		if err != nil {
 			return "", err
 		}
-		return c.Firecracker, copyBoth(dir, vmm, jailer)
+		return c.Firecracker, copyBoth(ctx, dir, vmm, jailer)
 	}
+	var errs []error
 	vmm, vmmErr := exec.LookPath(vmmName)
 	jailer, jailerErr := exec.LookPath(jailerName)
 	if vmmErr == nil && jailerErr == nil {
-		return vmm, copyBoth(dir, vmm, jailer)
+		err := copyBoth(ctx, dir, vmm, jailer)
+		if err == nil {
+			return vmm, nil
+		}
+		errs = append(errs, err)
 	}
-	var errs []error
 	for _, s := range []struct {
 		name  string
 		fetch func(ctx context.Context, dir, work string, report progress.Func) error
@@ -160,7 +159,11 @@ func inDir(dir string) (vmm, jailer string, err error) {
 	return vmm, jailer, nil
 }
 
-func copyBoth(dir, vmm, jailer string) error {
+// copyBoth copies the user's executables to dir if emberd works with them.
+func copyBoth(ctx context.Context, dir, vmm, jailer string) error {
+	if _, err := checkVMM(ctx, vmm, jailer); err != nil {
+		return err
+	}
 	for name, path := range map[string]string{vmmName: vmm, jailerName: jailer} {
 		f, err := os.Open(path)
 		if err != nil {
@@ -190,17 +193,27 @@ func writeExecutable(path string, r io.Reader) error {
 	return errors.Join(err, f.Close())
 }
 
+// checkVMM returns the release of the two executables if emberd works with it.
+func checkVMM(ctx context.Context, vmm, jailer string) (string, error) {
+	for _, path := range []string{vmm, jailer} {
+		if err := checkStatic(path); err != nil {
+			return "", err
+		}
+	}
+	return firecracker.CheckVersions(ctx, vmm, jailer)
+}
+
 // checkStatic refuses an executable that needs a dynamic loader: the chroot it
 // runs in has none.
 func checkStatic(path string) error {
 	f, err := elf.Open(path)
 	if err != nil {
-		return fmt.Errorf("%s is no executable: %w", filepath.Base(path), err)
+		return fmt.Errorf("%s is no executable: %w", path, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
-			return fmt.Errorf("%s is dynamically linked and cannot run in its jail: use a static build", filepath.Base(path))
+			return fmt.Errorf("%s is dynamically linked and cannot run in its jail: use a static build", path)
 		}
 	}
 	return nil

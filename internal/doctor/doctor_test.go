@@ -1,0 +1,212 @@
+package doctor
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/fstest"
+
+	"github.com/emberd/emberd/internal/paths"
+)
+
+const (
+	intel = "processor\t: 0\nflags\t\t: fpu vme vmx ssse3\n"
+	amd   = "processor\t: 0\nflags\t\t: fpu vme svm ssse3\n"
+	// The name of a flag may be part of another's.
+	plain   = "processor\t: 0\nmodel name\t: svm vmx\nflags\t\t: fpu vmxe svm_lock\n"
+	machine = "console=ttyS0 quiet emberd.role=machine\n"
+)
+
+func host(cpuinfo, cmdline string, kvmDevice bool) fstest.MapFS {
+	h := fstest.MapFS{
+		"proc/cpuinfo":                     {Data: []byte(cpuinfo)},
+		"proc/cmdline":                     {Data: []byte(cmdline)},
+		"sys/fs/cgroup/cgroup.controllers": {Data: []byte("cpuset cpu io memory pids\n")},
+	}
+	if kvmDevice {
+		h["dev/kvm"] = &fstest.MapFile{Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666}
+	}
+	return h
+}
+
+func TestDetectKVM(t *testing.T) {
+	tests := map[string]struct {
+		host   fs.FS
+		want   string
+		reason string
+	}{
+		"Intel":                      {host(intel, "", true), "hardware", "vmx"},
+		"AMD":                        {host(amd, "", true), "hardware", "svm"},
+		"inside the machine":         {host(amd, machine, true), "emulated", "svm"},
+		"role of another name":       {host(amd, "emberd.role=machines", true), "hardware", "svm"},
+		"module not loaded":          {host(intel, "", false), "none", "kvm_intel is not loaded"},
+		"no virtualisation":          {host(plain, "", false), "none", "neither vmx nor svm"},
+		"a device without a backing": {host(plain, "", true), "none", "whatever /dev/kvm pretends"},
+		"the same in the machine":    {host(plain, machine, true), "none", "neither vmx nor svm"},
+		"no /proc":                   {fstest.MapFS{}, "none", "not known"},
+		"a file for a device": {
+			fstest.MapFS{"proc/cpuinfo": {Data: []byte(intel)}, "dev/kvm": {}}, "none", "no /dev/kvm",
+		},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			got := DetectKVM(tt.host)
+			if got.String() != tt.want || !strings.Contains(got.Reason, tt.reason) {
+				t.Errorf("got %s (%s), want %s with %q", got, got.Reason, tt.want, tt.reason)
+			}
+			if got.Usable == (tt.want == "none") {
+				t.Errorf("got Usable %v of %s", got.Usable, got)
+			}
+		})
+	}
+}
+
+// healthy is a host where every check passes but those of packs, which need
+// built ones.
+func healthy(t *testing.T) Env {
+	t.Helper()
+	data := paths.Data(t.TempDir())
+	for _, path := range []string{
+		data.Firecracker(), data.Jailer(), data.Vmlinux(), data.Vmlinuz(), filepath.Join(data.Modules(), "m"),
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return Env{
+		Data:     data,
+		Host:     host(intel, "", true),
+		LookPath: func(name string) (string, error) { return "/bin/" + name, nil },
+		Versions: func(context.Context, string, string) (string, error) { return recommended, nil },
+		Free:     func(string) (uint64, error) { return 10 << 30, nil },
+	}
+}
+
+func TestRun(t *testing.T) {
+	emulated := func(e *Env) { e.Host = host(amd, machine, true) }
+	none := func(e *Env) { e.Host = host(plain, "", true) }
+	cgroups := func(controllers string) func(*Env) {
+		return func(e *Env) {
+			h := host(intel, "", true)
+			if controllers == "" {
+				delete(h, "sys/fs/cgroup/cgroup.controllers")
+			} else {
+				h["sys/fs/cgroup/cgroup.controllers"].Data = []byte(controllers)
+			}
+			e.Host = h
+		}
+	}
+	versions := func(v string, err error) func(*Env) {
+		return func(e *Env) {
+			e.Versions = func(context.Context, string, string) (string, error) { return v, err }
+		}
+	}
+	noQEMU := func(e *Env) { e.LookPath = func(string) (string, error) { return "", errors.New("not found") } }
+	free := func(n uint64) func(*Env) {
+		return func(e *Env) { e.Free = func(string) (uint64, error) { return n, nil } }
+	}
+	tests := []struct {
+		name, check string
+		change      []func(*Env)
+		verdict     Verdict
+		reason      string
+	}{
+		{"hardware", "kvm", nil, OK, "vmx"},
+		{"emulated", "kvm", []func(*Env){emulated}, Warn, "slow"},
+		{"no KVM", "kvm", []func(*Env){none}, Warn, "in the machine"},
+		{"module", "kvm", []func(*Env){func(e *Env) { e.Host = host(amd, "", false) }}, Fail, "kvm_amd"},
+		{"no QEMU needed", "machine", []func(*Env){noQEMU}, OK, "not needed"},
+		{"QEMU", "machine", []func(*Env){none}, OK, "qemu"},
+		{"no QEMU", "machine", []func(*Env){none, noQEMU}, Fail, "QEMU"},
+		{"root", "root", nil, OK, "root"},
+		{"not root", "root", []func(*Env){func(e *Env) { e.Euid = 1000 }}, Warn, "has to run as root"},
+		{"root and no KVM", "root", []func(*Env){none, func(e *Env) { e.Euid = 1000 }}, OK, "not needed"},
+		{"cgroup v2", "cgroups", nil, OK, "cpu, memory, pids"},
+		{"cgroup v1", "cgroups", []func(*Env){cgroups("")}, Fail, "not mounted"},
+		{"cgroup v1 and no KVM", "cgroups", []func(*Env){cgroups(""), none}, OK, "not needed"},
+		{"no controllers", "cgroups", []func(*Env){cgroups("cpuset cpu\n")}, Fail, "memory, pids"},
+		{"Firecracker", "firecracker", nil, OK, recommended},
+		{"Firecracker missing", "firecracker", []func(*Env){func(e *Env) { os.Remove(e.Data.Jailer()) }}, Fail, "jailer"},
+		{"Firecracker refused", "firecracker", []func(*Env){versions("", errors.New("too old"))}, Fail, "too old"},
+		{"no advisories", "advisories", nil, OK, "none known"},
+		{"1.12.1", "advisories", []func(*Env){versions("1.12.1", nil)}, Warn, "CVE-2026-1386"},
+		{"1.15.0", "advisories", []func(*Env){versions("1.15.0", nil)}, Warn, "CVE-2026-5747"},
+		{"no version", "advisories", []func(*Env){versions("", errors.New("too old"))}, Warn, "not known"},
+		{"kernel", "kernel", nil, OK, "vmlinux"},
+		{"no kernel", "kernel", []func(*Env){func(e *Env) { os.Remove(e.Data.Vmlinuz()) }}, Fail, "vmlinuz"},
+		{"no packs", "packs", nil, Fail, "pack python is not built"},
+		{"disk", "disk", nil, OK, "10240 MiB"},
+		{"little room", "disk", []func(*Env){free(100 << 20)}, Warn, "100 MiB"},
+		{"no room", "disk", []func(*Env){free(1 << 20)}, Fail, "1 MiB"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			env := healthy(t)
+			for _, change := range tt.change {
+				change(&env)
+			}
+			for _, r := range Run(t.Context(), env) {
+				if r.Verdict == Fail && r.Remedy == "" {
+					t.Errorf("%s fails without a remedy", r.Name)
+				}
+				if r.Name != tt.check {
+					continue
+				}
+				if r.Verdict != tt.verdict || !strings.Contains(r.Reason, tt.reason) {
+					t.Errorf("got %s (%s), want %s with %q", r.Verdict, r.Reason, tt.verdict, tt.reason)
+				}
+			}
+		})
+	}
+}
+
+func TestAdvisories(t *testing.T) {
+	tests := map[string]int{
+		"1.12.1": 2, // the jailer, and its line has ended
+		"1.13.1": 3,
+		"1.13.2": 2,
+		"1.14.0": 3,
+		"1.14.4": 1,
+		"1.15.0": 1,
+		"1.15.1": 0,
+		"1.16.0": 1,
+		"1.16.1": 0,
+		"1.17.0": 0,
+	}
+	for text, want := range tests {
+		v, err := parseVersion(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := 0
+		for _, a := range advisories {
+			if a.affects(v) {
+				got++
+			}
+		}
+		if got != want {
+			t.Errorf("%s: got %d advisories, want %d", text, got, want)
+		}
+	}
+	if _, err := parseVersion("one"); err == nil {
+		t.Error(`"one" is a version`)
+	}
+}
+
+func TestFree(t *testing.T) {
+	here := t.TempDir()
+	want, err := free(here)
+	if err != nil || want == 0 {
+		t.Fatalf("got %d, %v", want, err)
+	}
+	if _, err := free(filepath.Join(here, "not", "there", "yet")); err != nil {
+		t.Errorf("a directory that does not exist yet: %v", err)
+	}
+}
