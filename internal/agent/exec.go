@@ -87,15 +87,19 @@ func Exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio) (Exit,
 
 func exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio, fail context.CancelCauseFunc) (Exit, error) {
 	w := agentv1.NewFrameWriter(stream)
-	if err := w.WriteMessage(agentv1.FrameRequest, cmd.request()); err != nil {
-		return Exit{}, fmt.Errorf("send request: %w", err)
-	}
 	replies := execReplies{stdio: stdio, limited: cmd.Timeout > 0}
 	if stdio.Stdin == nil {
-		if err := w.Write(agentv1.FrameStdinEnd, nil); err != nil {
-			return Exit{}, fmt.Errorf("end input: %w", err)
+		err := w.QueueMessage(agentv1.FrameRequest, cmd.request())
+		if err == nil {
+			err = w.Write(agentv1.FrameStdinEnd, nil)
+		}
+		if err != nil {
+			return Exit{}, fmt.Errorf("send request: %w", err)
 		}
 		return replies.read(ctx, stream)
+	}
+	if err := w.WriteMessage(agentv1.FrameRequest, cmd.request()); err != nil {
+		return Exit{}, fmt.Errorf("send request: %w", err)
 	}
 	feed := newStdinFeed()
 	replies.ack = feed.ack

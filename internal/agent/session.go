@@ -53,7 +53,7 @@ type Session struct {
 // Open begins a session on conn and waits for the agent to say hello. It owns
 // conn, and has closed it when it returns an error.
 func Open(ctx context.Context, conn net.Conn, log *slog.Logger) (*Session, error) {
-	mux, err := yamux.Client(&fence{Conn: conn}, &yamux.Config{
+	mux, err := yamux.Client(agentv1.Gather(&fence{Conn: conn}), &yamux.Config{
 		AcceptBacklog:     backlog,
 		KeepAliveInterval: time.Minute, // must be set even though it is off
 		// The fence ends the session first.

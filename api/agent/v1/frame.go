@@ -153,27 +153,55 @@ type FrameWriter struct {
 // NewFrameWriter returns a writer of frames to w.
 func NewFrameWriter(w io.Writer) *FrameWriter { return &FrameWriter{w: w} }
 
-// Write writes one frame, header and payload in a single write.
+// Write writes one frame, and those that were queued before it, in a single
+// write.
 func (fw *FrameWriter) Write(t FrameType, payload []byte) error {
-	if err := t.check(uint64(len(payload))); err != nil {
-		return err
-	}
 	fw.mu.Lock()
 	defer fw.mu.Unlock()
-	fw.buf = append(fw.buf[:0], byte(t))
-	fw.buf = binary.BigEndian.AppendUint32(fw.buf, uint32(len(payload)))
-	fw.buf = append(fw.buf, payload...)
+	if err := fw.append(t, payload); err != nil {
+		return err
+	}
 	_, err := fw.w.Write(fw.buf)
+	fw.buf = fw.buf[:0]
 	return err
 }
 
 // WriteMessage writes one frame whose payload is m.
 func (fw *FrameWriter) WriteMessage(t FrameType, m proto.Message) error {
-	payload, err := proto.Marshal(m)
+	payload, err := marshal(m)
 	if err != nil {
-		return fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+		return err
 	}
 	return fw.Write(t, payload)
+}
+
+// QueueMessage keeps one frame whose payload is m for the next write.
+func (fw *FrameWriter) QueueMessage(t FrameType, m proto.Message) error {
+	payload, err := marshal(m)
+	if err != nil {
+		return err
+	}
+	fw.mu.Lock()
+	defer fw.mu.Unlock()
+	return fw.append(t, payload)
+}
+
+func (fw *FrameWriter) append(t FrameType, payload []byte) error {
+	if err := t.check(uint64(len(payload))); err != nil {
+		return err
+	}
+	fw.buf = append(fw.buf, byte(t))
+	fw.buf = binary.BigEndian.AppendUint32(fw.buf, uint32(len(payload)))
+	fw.buf = append(fw.buf, payload...)
+	return nil
+}
+
+func marshal(m proto.Message) ([]byte, error) {
+	payload, err := proto.Marshal(m)
+	if err != nil {
+		return nil, fmt.Errorf("encode %s: %w", m.ProtoReflect().Descriptor().Name(), err)
+	}
+	return payload, nil
 }
 
 // WriteAck writes a [FrameStdinAck] for n bytes.

@@ -101,7 +101,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // ServeConn serves one connection until it breaks or ctx ends, and closes it.
 // Programs that still run for it are killed. A host that goes away is no error.
 func (s *Server) ServeConn(ctx context.Context, conn io.ReadWriteCloser) error {
-	session, err := yamux.Server(conn, &yamux.Config{
+	session, err := yamux.Server(agentv1.Gather(conn), &yamux.Config{
 		AcceptBacklog:          backlog,
 		KeepAliveInterval:      time.Minute, // must be set even though it is off
 		ConnectionWriteTimeout: writeTimeout,
