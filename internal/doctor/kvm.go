@@ -102,7 +102,7 @@ func checkKVM(_ context.Context, env Env, kvm KVM) Result {
 	if flag := virtFlag(string(cpuinfo)); flag != "" {
 		return fail(kvm.Reason, "sudo modprobe "+module(flag))
 	}
-	return warn(kvm.Reason+": emberd runs in the machine here", "emberctl machine start")
+	return warn(kvm.Reason+"; emberd runs in the machine here", "emberctl machine start")
 }
 
 func checkMachine(_ context.Context, env Env, kvm KVM) Result {

@@ -79,7 +79,7 @@ const (
 func build(ctx context.Context, def Definition, work string, report progress.Func) (Manifest, error) {
 	tree, out, tmp := filepath.Join(work, treeDir), filepath.Join(work, outDir), filepath.Join(work, tmpDir)
 	for _, dir := range []string{out, tmp} {
-		if err := os.Mkdir(dir, 0o755); err != nil {
+		if err := os.Mkdir(dir, 0o755); err != nil { //nolint:gosec // out becomes the pack: everybody may read it
 			return Manifest{}, err
 		}
 	}
@@ -124,7 +124,7 @@ func writeManifest(path string, m Manifest) error {
 	if err != nil {
 		return fmt.Errorf("encode manifest: %w", err)
 	}
-	return os.WriteFile(path, append(raw, '\n'), 0o644)
+	return os.WriteFile(path, append(raw, '\n'), 0o644) //nolint:gosec // no secret
 }
 
 // lockBuilds makes the pack directory, takes the lock of those who build in it

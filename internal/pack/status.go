@@ -2,6 +2,7 @@ package pack
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 
 	"github.com/emberd/emberd/internal/paths"
@@ -29,7 +30,7 @@ func Inspect(data paths.Data, def Definition) (Status, Manifest, error) {
 		return Broken, Manifest{}, err
 	}
 	if err := checkImage(data.PackRootfs(def.Name), m.Size); err != nil {
-		return Broken, m, err
+		return Broken, m, fmt.Errorf("pack %s: %w", def.Name, err)
 	}
 	if m.Definition != def.Digest() {
 		return OutOfDate, m, nil

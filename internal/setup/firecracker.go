@@ -69,7 +69,7 @@ func (c Config) firecrackerMissing() (string, error) {
 func (c Config) makeFirecracker(ctx context.Context, work string, report progress.Func) error {
 	fresh := paths.Data(filepath.Join(work, "data"))
 	dir := filepath.Dir(fresh.Firecracker())
-	if err := os.MkdirAll(dir, 0o755); err != nil {
+	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the machine reads it, as an ordinary user
 		return err
 	}
 	source, err := c.fillDir(ctx, dir, work, report)
@@ -182,7 +182,7 @@ func copyBoth(ctx context.Context, dir, vmm, jailer string) error {
 const maxExecutable = 256 << 20
 
 func writeExecutable(path string, r io.Reader) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755) //nolint:gosec // an executable
 	if err != nil {
 		return err
 	}
