@@ -3,18 +3,19 @@ package pack
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"net/url"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/emberd/emberd/internal/x/command"
+	"github.com/emberd/emberd/internal/x/debstrap"
 )
 
 // epoch is the time of every file in an image, in seconds since 1970: the first
@@ -22,59 +23,16 @@ import (
 // date before 1980.
 const epoch = 1735689600
 
-// archives is where apt leaves the packages it fetched, in the tree.
-const archives = "var/cache/apt/archives"
-
 // unpack fills tree with the files of def's packages, and of what they depend
 // on, and returns their versions.
-//
-// The packages are unpacked and not configured, so nothing of them runs on this
-// host, apt's signature checks are the trust, and the dates, caches and logs
-// that maintainer scripts leave never arise.
 func unpack(ctx context.Context, def Definition, tree, tmp string) ([]Package, error) {
-	proxies, err := aptOptions(ctx)
+	archives, err := debstrap.Extract(ctx, debstrap.Request{
+		Suite: def.Suite, Packages: def.Packages, Tree: tree, Tmp: tmp, Epoch: epoch,
+	})
 	if err != nil {
 		return nil, err
 	}
-	args := slices.Concat([]string{
-		"--quiet",
-		"--variant=extract",
-		"--components=main",
-		// The names of the fetched files are the list of the image's contents.
-		"--skip=cleanup/apt/cache",
-		// usr-is-merged, a package, states what this makes true.
-		`--setup-hook=for d in bin lib lib64 sbin; do mkdir -p "$1/usr/$d" && ln -s "usr/$d" "$1/$d"; done`,
-		"--include=" + strings.Join(def.Packages, ","),
-	}, proxies, []string{def.Suite, tree})
-	_, err = command.Cmd{
-		Name: "mmdebstrap", Args: args,
-		Env: []string{"TMPDIR=" + tmp, "LC_ALL=C", "SOURCE_DATE_EPOCH=" + strconv.Itoa(epoch)},
-	}.Run(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return contents(os.DirFS(filepath.Join(tree, archives)))
-}
-
-// aptOptions returns the options that make mmdebstrap's apt reach the mirror the
-// way this host's apt does: through its proxy, and with its patience.
-func aptOptions(ctx context.Context) ([]string, error) {
-	dump, err := command.Run(ctx, "apt-config", "dump", "--no-empty", "--format", "%f %v%n")
-	if err != nil {
-		return nil, err
-	}
-	var args []string
-	for line := range strings.Lines(string(dump)) {
-		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
-		proxy := strings.HasPrefix(key, "Acquire::http") && strings.Contains(key, "::Proxy")
-		if proxy || slices.Contains([]string{
-			"Acquire::Retries", "Acquire::http::Timeout", "Acquire::https::Timeout",
-			"Acquire::Check-Valid-Until", "Acquire::Check-Date",
-		}, key) {
-			args = append(args, fmt.Sprintf("--aptopt=%s %q", key, value))
-		}
-	}
-	return args, nil
+	return contents(os.DirFS(archives))
 }
 
 // contents reads the packages' names and versions off the names of their files:
@@ -85,7 +43,7 @@ func contents(dir fs.FS) ([]Package, error) {
 		return nil, fmt.Errorf("list packages: %w", err)
 	}
 	if len(files) == 0 {
-		return nil, fmt.Errorf("mmdebstrap left no packages in %s", archives)
+		return nil, errors.New("mmdebstrap left no packages")
 	}
 	var list []Package
 	for _, file := range files {

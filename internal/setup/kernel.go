@@ -16,6 +16,7 @@ import (
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/x/command"
+	"github.com/emberd/emberd/internal/x/debstrap"
 	"github.com/emberd/emberd/internal/x/progress"
 	"github.com/emberd/emberd/internal/x/swapdir"
 )
@@ -157,19 +158,14 @@ func aptDownload(ctx context.Context, dir, pkg string) (string, error) {
 
 // debstrapKernel fetches the newest kernel of the series from Debian itself.
 func debstrapKernel(ctx context.Context, work string) (string, error) {
-	tree := filepath.Join(work, "debian")
-	_, err := command.Cmd{
-		Name: "mmdebstrap",
-		Args: []string{
-			"--quiet", "--variant=extract", "--skip=cleanup/apt/cache",
-			"--include=linux-image-cloud-amd64", kernelSuite, tree,
-		},
-		Env: []string{"TMPDIR=" + work},
-	}.Run(ctx)
+	archives, err := debstrap.Extract(ctx, debstrap.Request{
+		Suite: kernelSuite, Packages: []string{"linux-image-cloud-amd64", "usr-is-merged"},
+		Tree: filepath.Join(work, "debian"), Tmp: work,
+	})
 	if err != nil {
 		return "", err
 	}
-	return onlyDeb(filepath.Join(tree, "var", "cache", "apt", "archives"))
+	return onlyDeb(archives)
 }
 
 func onlyDeb(dir string) (string, error) {

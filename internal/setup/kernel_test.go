@@ -69,8 +69,9 @@ func TestFetchKernel(t *testing.T) {
 		},
 		"not Debian 12": {
 			map[string]string{
-				"apt-get":   aptNone,
-				"apt-cache": "",
+				"apt-get":    aptNone,
+				"apt-cache":  "",
+				"apt-config": "",
 				"mmdebstrap": `echo mmdebstrap >> "$LOG"; for t; do :; done; mkdir -p "$t` + debDir + `"
 touch "$t` + debDir + `/` + older + `_1_amd64.deb" "$t` + debDir + `/linux-image-cloud-amd64_1_amd64.deb"`,
 			},
@@ -82,7 +83,7 @@ touch "$t` + debDir + `/` + older + `_1_amd64.deb" "$t` + debDir + `/linux-image
 			},
 		},
 		"nowhere": {
-			map[string]string{"apt-get": aptNone, "apt-cache": "", "mmdebstrap": "echo mmdebstrap >> $LOG; exit 1"},
+			map[string]string{"apt-get": aptNone, "apt-cache": "", "apt-config": "", "mmdebstrap": "echo mmdebstrap >> $LOG; exit 1"},
 			"", []string{
 				"apt-get download " + pinnedKernel + "=6.1.192-2",
 				"apt-get update -o",
