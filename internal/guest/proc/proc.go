@@ -121,14 +121,13 @@ func (r *Runner) Run(ctx context.Context, cmd Command, stdio Stdio) (Result, err
 		_ = stdio.Stdin.Close()
 		return Result{}, &StartError{Name: cmd.Argv[0], Err: err}
 	}
-	began := time.Now()
 	var in, out sync.WaitGroup
 	in.Go(func() { feed(p.stdin, stdio.Stdin) })
 	out.Go(func() { p.stdout.copyTo(stdio.Stdout, cancel) })
 	out.Go(func() { p.stderr.copyTo(stdio.Stderr, cancel) })
 
 	killed := p.wait(ctx, cmd.Timeout)
-	duration := time.Since(began)
+	duration := time.Since(p.began)
 
 	// A write to a pipe and a read from the caller may both be blocked: closing
 	// is what ends them.
@@ -167,6 +166,7 @@ type process struct {
 	group          group
 	stdin          *os.File
 	stdout, stderr *output
+	began          time.Time
 }
 
 // wait waits for the program's end and hastens it when the limit is reached or
@@ -219,12 +219,16 @@ func (r *Runner) start(cmd Command) (_ *process, err error) {
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
 	group.enter(attr.Sys)
+	began := time.Now()
 	child, err := r.reaper.Start(path, cmd.Argv, attr)
 	if err != nil {
 		group.release()
 		return nil, errors.Join(reason(err), files.closeOwnEnds())
 	}
-	return &process{child: child, group: group, stdin: stdin, stdout: &output{pipe: stdout}, stderr: &output{pipe: stderr}}, nil
+	return &process{
+		child: child, group: group, began: began,
+		stdin: stdin, stdout: &output{pipe: stdout}, stderr: &output{pipe: stderr},
+	}, nil
 }
 
 // DefaultEnv is the environment of every program.
