@@ -10,7 +10,7 @@ import (
 )
 
 func newDoctorCmd(a *app) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say whether this host can run emberd, and what is missing",
 		Long: `Doctor checks what emberd needs and changes nothing. It says whether this host
@@ -31,6 +31,43 @@ Exit status:
 			return nil
 		},
 	}
+	cmd.AddCommand(newDoctorKVMCmd(a))
+	return cmd
+}
+
+func newDoctorKVMCmd(a *app) *cobra.Command {
+	return &cobra.Command{
+		Use:   "kvm",
+		Short: "Say whether this host has usable KVM",
+		Long: `Tell the two kinds of hosts apart: with usable KVM, emberd runs on the host;
+without, it runs in the machine.
+
+Exit status:
+  0    this host has usable KVM
+  1    it has not`,
+		Example: `  emberctl doctor kvm || emberctl machine start`,
+		Args:    cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			kvm := doctor.HostKVM()
+			if err := a.printKVM(kvm); err != nil {
+				return err
+			}
+			if !kvm.Usable {
+				return &exitError{code: exitFailed}
+			}
+			return nil
+		},
+	}
+}
+
+func (a *app) printKVM(kvm doctor.KVM) error {
+	if a.json {
+		return a.printJSON(struct {
+			KVM    string `json:"kvm"`
+			Reason string `json:"reason"`
+		}{kvm.String(), kvm.Reason})
+	}
+	return a.printTable([][]string{{kvm.String(), kvm.Reason}})
 }
 
 func (a *app) printResults(results []doctor.Result) error {
