@@ -96,6 +96,12 @@ func build(ctx context.Context, def Definition, work string, report progress.Fun
 	if err := arrange(ctx, def, tree); err != nil {
 		return Manifest{}, err
 	}
+	report.Step("pack %s: checking", def.Name)
+	for _, c := range def.Checks {
+		if err := runInside(ctx, tree, c.Argv); err != nil {
+			return Manifest{}, err
+		}
+	}
 	report.Step("pack %s: compressing", def.Name)
 	// The names a pack's files have are made by paths.Data alone.
 	names := paths.Data("")

@@ -148,6 +148,10 @@ func TestBuildFails(t *testing.T) {
 			change: func(d *Definition) { d.Files["usr/link/x"] = "" },
 			want:   "write usr/link/x",
 		},
+		"check": {
+			change: func(d *Definition) { d.Checks = []Command{{[]string{"no-such-check"}}} },
+			want:   "run no-such-check in the image",
+		},
 		"command": {
 			change: func(d *Definition) { d.Commands = []Command{{[]string{"no-such-program"}}} },
 			want:   "run no-such-program in the image",

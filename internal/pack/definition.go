@@ -43,6 +43,9 @@ type Definition struct {
 	Remove []Removal `toml:"remove"`
 	// Directories are made at the end, empty or with what is in them.
 	Directories []Directory `toml:"directories"`
+	// Checks then run inside the image; one that fails stops the build. They
+	// leave nothing behind.
+	Checks []Command `toml:"checks"`
 
 	digest string
 }
@@ -134,6 +137,7 @@ func parseDefinition(base, own []byte) (Definition, error) {
 	d.Commands = slices.Concat(b.Commands, d.Commands)
 	d.Remove = slices.Concat(b.Remove, d.Remove)
 	d.Directories = slices.Concat(b.Directories, d.Directories)
+	d.Checks = slices.Concat(b.Checks, d.Checks)
 
 	sum := sha256.Sum256(fmt.Appendf(nil, "builder %d, base %d bytes\n%s%s", builderVersion, len(base), base, own))
 	d.digest = hex.EncodeToString(sum[:])
@@ -188,7 +192,7 @@ func (d Definition) validate() error {
 		check(filepath.IsLocal(dir.Path), "path %q is not inside the image", dir.Path)
 		check(dir.Mode&^0o7777 == 0, "directory %s: invalid mode %#o", dir.Path, dir.Mode)
 	}
-	for _, c := range d.Commands {
+	for _, c := range slices.Concat(d.Commands, d.Checks) {
 		check(len(c.Argv) > 0, "a command without argv")
 	}
 	for _, r := range d.Remove {

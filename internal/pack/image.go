@@ -100,15 +100,15 @@ func arrange(ctx context.Context, def Definition, tree string) error {
 	return nil
 }
 
-// replace deletes name, makes the directory it is in, and calls make.
-func replace(root *os.Root, name string, make func() error) error {
+// replace deletes name, makes the directory it is in, and calls create.
+func replace(root *os.Root, name string, create func() error) error {
 	if err := root.RemoveAll(name); err != nil {
 		return err
 	}
 	if err := root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err
 	}
-	return make()
+	return create()
 }
 
 func removeAll(root *os.Root, pattern string) error {

@@ -31,7 +31,7 @@ func TestFirecrackerOfUser(t *testing.T) {
 
 	c := Config{Data: paths.Data(t.TempDir()), Firecracker: mine}
 	install := func() error {
-		return c.run(t.Context(), part{make: c.makeFirecracker}, nil)
+		return c.run(t.Context(), part{create: c.makeFirecracker}, nil)
 	}
 	missing := func() string {
 		t.Helper()

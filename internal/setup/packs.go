@@ -26,7 +26,7 @@ func packParts(data paths.Data) ([]part, error) {
 				}
 				return string(status), nil
 			},
-			make: func(ctx context.Context, _ string, report progress.Func) error {
+			create: func(ctx context.Context, _ string, report progress.Func) error {
 				_, err := pack.Build(ctx, def, data, report)
 				return err
 			},

@@ -54,8 +54,8 @@ type part struct {
 	name string
 	// missing reports why the part has to be made, or "".
 	missing func() (string, error)
-	// make makes the part, using the empty directory work as it likes.
-	make func(ctx context.Context, work string, report progress.Func) error
+	// create makes the part, using the empty directory work as it likes.
+	create func(ctx context.Context, work string, report progress.Func) error
 }
 
 // Run makes the parts that are missing. When it fails or ctx ends, the parts it
@@ -119,7 +119,7 @@ func (c Config) run(ctx context.Context, p part, report progress.Func) (err erro
 	if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o700)); err != nil {
 		return err
 	}
-	return p.make(ctx, work, report)
+	return p.create(ctx, work, report)
 }
 
 func (r *Result) versions(data paths.Data) error {

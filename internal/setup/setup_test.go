@@ -69,7 +69,7 @@ func TestRunPart(t *testing.T) {
 	write(t, filepath.Join(work, "left"), "by a killed setup", 0o644)
 
 	boom := errors.New("boom")
-	err := c.run(t.Context(), part{make: func(_ context.Context, dir string, _ progress.Func) error {
+	err := c.run(t.Context(), part{create: func(_ context.Context, dir string, _ progress.Func) error {
 		entries, err := os.ReadDir(dir)
 		if err != nil || len(entries) > 0 {
 			t.Errorf("the working directory holds %v, %v", entries, err)
