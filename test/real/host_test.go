@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -44,7 +45,7 @@ func newHost(t *testing.T, options ...func(*daemon.Config)) *host {
 	h := &host{log: &lockedBuffer{}, cfg: daemon.NewConfig()}
 	h.cfg.Listen = "127.0.0.1:0"
 	h.cfg.DataDir, h.cfg.RunDir = data, paths.Run(t.TempDir())
-	h.cfg.Init = "/usr/bin/emberd-init"
+	h.cfg.Init = installedInit(t)
 	h.cfg.Log = slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	for _, o := range options {
 		o(&h.cfg)
@@ -120,23 +121,31 @@ func (h *host) create(t *testing.T, pack string) string {
 	return id
 }
 
-// vmm is the process id of the VMM of a sandbox, found by its cgroup.
+// vmm is the process id of the VMM of a sandbox, found by its cgroup. The kernel
+// puts threads of its own there as well.
 func (h *host) vmm(t *testing.T, id string) int {
 	t.Helper()
-	jail := strings.ReplaceAll(id, "_", "-")
-	procs, err := filepath.Glob("/sys/fs/cgroup/emberd-*/" + jail + "/cgroup.procs")
+	procs, err := filepath.Glob("/sys/fs/cgroup/emberd-*/" + strings.ReplaceAll(id, "_", "-") + "/cgroup.procs")
 	if err != nil || len(procs) != 1 {
 		t.Fatalf("cgroups of %s: %v, %v", id, procs, err)
 	}
-	b, err := os.ReadFile(procs[0])
+	list, err := os.ReadFile(procs[0])
 	if err != nil {
 		t.Fatal(err)
 	}
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		t.Fatalf("processes of %s: %q", id, b)
+	for line := range strings.FieldsSeq(string(list)) {
+		name, err := os.ReadFile("/proc/" + line + "/comm")
+		if err != nil || string(name) != "firecracker\n" {
+			continue
+		}
+		pid, err := strconv.Atoi(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return pid
 	}
-	return pid
+	t.Fatalf("no VMM among the processes of %s: %q", id, list)
+	return 0
 }
 
 // state is everything on the host that sandboxes might leave behind. Each item
@@ -254,4 +263,28 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+// installedInit is the emberd-init that belongs to the emberd on this host.
+func installedInit(t *testing.T) string {
+	t.Helper()
+	path, err := exec.LookPath("emberd-init")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// pss is the proportional share of a process's memory, in KiB.
+func pss(t *testing.T, pid int) int {
+	t.Helper()
+	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kib, err := strconv.Atoi(field(rollup, "Pss"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib
 }

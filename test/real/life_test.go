@@ -74,7 +74,7 @@ func TestUnknownPackStartsNothing(t *testing.T) {
 }
 
 func TestSilentGuestIsGivenUp(t *testing.T) {
-	const budget = 12 * time.Second
+	const budget = 24 * time.Second
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -265,6 +265,9 @@ func TestCreateGivenUpLeavesNothing(t *testing.T) {
 func TestEachStepOfCreateIsUndone(t *testing.T) {
 	faults := &fault.Set{}
 	h := newHost(t, func(c *daemon.Config) { c.Faults = faults })
+	if _, err := h.List(t.Context()); err != nil { // opens the connection
+		t.Fatal(err)
+	}
 	before, files := takeState(t), openFiles(t)
 	for _, point := range slices.Concat(engine.FaultPoints, provision.FaultPoints, firecracker.FaultPoints, jail.FaultPoints) {
 		t.Run(point, func(t *testing.T) {
