@@ -35,7 +35,6 @@ type Config struct {
 	// ParallelBoots is how many microVMs boot at a time.
 	ParallelBoots int
 
-
 	Log *slog.Logger
 	// Launcher starts VMMs; nil means the jail.
 	Launcher firecracker.Launcher

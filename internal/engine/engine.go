@@ -167,9 +167,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	sb, _ := en.snapshot()
 	began := e.cfg.Now()
 	if err := e.bringUp(ctx, en, p); err != nil {
-		err = errors.Join(err, e.takeDown(ctx, en))
-		e.cfg.Log.Error("sandbox was not created", "sandbox_id", sb.ID, "pack", sb.Pack, "err", err)
-		return sandbox.Sandbox{}, err
+		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.takeDown(ctx, en)))
 	}
 	sb, _ = en.snapshot()
 	e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "pack", sb.Pack,

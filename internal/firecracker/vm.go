@@ -116,7 +116,9 @@ func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (_ *VM
 		ID:    cfg.ID,
 		Size:  cfg.Size,
 		Files: map[string]string{kernelFile: cfg.Kernel, initrdFile: cfg.Initrd, rootfsFile: cfg.Rootfs},
-		Args:  []string{"--api-sock", "/" + apiSocket},
+		// At a lower level Firecracker logs each request, which would drive the
+		// guest's last words out of the console's tail.
+		Args: []string{"--api-sock", "/" + apiSocket, "--level", "Warning"},
 	})
 	if err != nil {
 		return nil, fmt.Errorf("launch VMM: %w", err)
