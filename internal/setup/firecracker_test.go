@@ -31,7 +31,8 @@ func TestFirecrackerOfUser(t *testing.T) {
 
 	c := Config{Data: paths.Data(t.TempDir()), Firecracker: mine}
 	install := func() error {
-		return c.run(t.Context(), part{create: c.makeFirecracker}, nil)
+		_, err := c.create(t.Context(), []part{{"firecracker", c.firecrackerMissing, c.makeFirecracker}}, nil)
+		return err
 	}
 	missing := func() string {
 		t.Helper()

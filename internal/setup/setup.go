@@ -77,15 +77,12 @@ func Run(ctx context.Context, cfg Config, report progress.Func) (Result, error) 
 		if os.Geteuid() != 0 {
 			return res, fmt.Errorf("set up %s (%s): %w", p.name, why, ErrRoot)
 		}
-		if err := cfg.run(ctx, p, report); err != nil {
-			return res, fmt.Errorf("set up %s: %w", p.name, err)
+		if res.Made, err = cfg.create(ctx, parts, report); err != nil {
+			return res, err
 		}
-		res.Made = append(res.Made, p.name)
+		break
 	}
-	if err := res.versions(cfg.Data); err != nil {
-		return res, err
-	}
-	return res, nil
+	return res, res.versions(cfg.Data)
 }
 
 func (c Config) parts() ([]part, error) {
@@ -100,26 +97,37 @@ func (c Config) parts() ([]part, error) {
 	}, packs...), nil
 }
 
-// run makes one part, as the only setup of the data directory.
-func (c Config) run(ctx context.Context, p part, report progress.Func) (err error) {
+// create makes the parts that are missing, as the only setup of the data
+// directory, and returns their names.
+func (c Config) create(ctx context.Context, parts []part, report progress.Func) (made []string, err error) {
 	var undo cleanup.Stack
 	defer func() { err = errors.Join(err, undo.Unwind(ctx)) }()
 
 	release, err := lockfile.Take(filepath.Join(string(c.Data), "setup.lock"))
 	if errors.Is(err, lockfile.ErrHeld) {
-		return ErrBusy
+		return nil, ErrBusy
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
 	undo.Add("lock", func(context.Context) error { return release() })
 	// One name for all: what a killed setup left is deleted by the next.
 	work := filepath.Join(string(c.Data), ".setup")
 	undo.Add("working directory", func(context.Context) error { return os.RemoveAll(work) })
-	if err := errors.Join(os.RemoveAll(work), os.Mkdir(work, 0o700)); err != nil {
-		return err
+	for _, p := range parts {
+		why, err := p.missing()
+		if err == nil && why == "" {
+			continue
+		}
+		if err = errors.Join(err, os.RemoveAll(work), os.Mkdir(work, 0o700)); err == nil {
+			err = p.create(ctx, work, report)
+		}
+		if err != nil {
+			return made, fmt.Errorf("set up %s: %w", p.name, err)
+		}
+		made = append(made, p.name)
 	}
-	return p.create(ctx, work, report)
+	return made, nil
 }
 
 func (r *Result) versions(data paths.Data) error {

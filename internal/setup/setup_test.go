@@ -63,25 +63,39 @@ func fakePath(t *testing.T, scripts map[string]string) {
 	t.Setenv("DIR", dir)
 }
 
-func TestRunPart(t *testing.T) {
+func TestCreate(t *testing.T) {
 	c := Config{Data: paths.Data(t.TempDir())}
 	work := filepath.Join(string(c.Data), ".setup")
 	write(t, filepath.Join(work, "left"), "by a killed setup", 0o644)
 
 	boom := errors.New("boom")
-	err := c.run(t.Context(), part{create: func(_ context.Context, dir string, _ progress.Func) error {
-		entries, err := os.ReadDir(dir)
-		if err != nil || len(entries) > 0 {
-			t.Errorf("the working directory holds %v, %v", entries, err)
+	always := func() (string, error) { return "always", nil }
+	never := func() (string, error) { return "", nil }
+	create := func(result error) func(context.Context, string, progress.Func) error {
+		return func(_ context.Context, dir string, _ progress.Func) error {
+			entries, err := os.ReadDir(dir)
+			if err != nil || len(entries) > 0 {
+				t.Errorf("the working directory holds %v, %v", entries, err)
+			}
+			if _, err := lockfile.Take(filepath.Join(string(c.Data), "setup.lock")); !errors.Is(err, lockfile.ErrHeld) {
+				t.Errorf("a second setup could run: %v", err)
+			}
+			write(t, filepath.Join(dir, "half"), "made", 0o644)
+			return result
 		}
-		if _, err := lockfile.Take(filepath.Join(string(c.Data), "setup.lock")); !errors.Is(err, lockfile.ErrHeld) {
-			t.Errorf("a second setup could run: %v", err)
-		}
-		write(t, filepath.Join(dir, "half"), "made", 0o644)
-		return boom
-	}}, nil)
-	if !errors.Is(err, boom) {
-		t.Errorf("got %v, want boom", err)
+	}
+	made, err := c.create(t.Context(), []part{
+		{"first", always, create(nil)},
+		{"there", never, create(errors.New("made what was there"))},
+		{"second", always, create(nil)},
+		{"third", always, create(boom)},
+		{"fourth", always, create(errors.New("went on"))},
+	}, nil)
+	if !errors.Is(err, boom) || !strings.Contains(err.Error(), "set up third") {
+		t.Errorf("got %v, want boom of the third", err)
+	}
+	if want := []string{"first", "second"}; !slices.Equal(made, want) {
+		t.Errorf("made %q, want %q", made, want)
 	}
 	if _, err := os.Stat(work); !os.IsNotExist(err) {
 		t.Errorf("the working directory is left: %v", err)
@@ -92,7 +106,7 @@ func TestRunPart(t *testing.T) {
 		t.Fatalf("the lock is left: %v", err)
 	}
 	defer release()
-	if err := c.run(t.Context(), part{}, nil); !errors.Is(err, ErrBusy) {
+	if _, err := c.create(t.Context(), nil, nil); !errors.Is(err, ErrBusy) {
 		t.Errorf("with another setup: got %v, want ErrBusy", err)
 	}
 }
