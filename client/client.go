@@ -103,8 +103,12 @@ type Program struct {
 
 // Result tells how a program ended.
 type Result struct {
-	// Stdout and Stderr are what the program wrote, byte for byte.
+	// Stdout and Stderr are what the program wrote, byte for byte, from its
+	// beginning.
 	Stdout, Stderr []byte
+	// StdoutTruncated and StderrTruncated say that the program wrote more than
+	// the daemon keeps, and that the rest is lost.
+	StdoutTruncated, StderrTruncated bool
 	// ExitCode is the program's status, 128+n when signal n ended it, and -1
 	// when Err is set.
 	ExitCode int
@@ -131,8 +135,12 @@ func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error)
 		return Result{}, err
 	}
 	return Result{
-		Stdout:   rest.DecodeOutput(res.Stdout, res.StdoutBase64),
-		Stderr:   rest.DecodeOutput(res.Stderr, res.StderrBase64),
+		Stdout: rest.DecodeOutput(res.Stdout, res.StdoutBase64),
+		Stderr: rest.DecodeOutput(res.Stderr, res.StderrBase64),
+
+		StdoutTruncated: res.StdoutTruncated,
+		StderrTruncated: res.StderrTruncated,
+
 		ExitCode: res.ExitCode,
 		Duration: time.Duration(res.DurationUS) * time.Microsecond,
 		Err:      res.Error,

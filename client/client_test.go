@@ -67,6 +67,16 @@ func TestExec(t *testing.T) {
 			response: `{"stdout":"\ufffd","stderr":"","stdout_base64":"/w==","exit_code":0,"duration_ms":0,"duration_us":1}`,
 			want:     Result{Stdout: []byte{0xff}, Stderr: []byte{}, Duration: time.Microsecond},
 		}, {
+			name: "standard output cut", program: Program{Code: "x"},
+			request:  `{"code":"x"}`,
+			response: `{"stdout":"a","stderr":"b","stdout_truncated":true,"exit_code":0,"duration_ms":0,"duration_us":1}`,
+			want:     Result{Stdout: []byte("a"), Stderr: []byte("b"), StdoutTruncated: true, Duration: time.Microsecond},
+		}, {
+			name: "standard error cut", program: Program{Code: "x"},
+			request:  `{"code":"x"}`,
+			response: `{"stdout":"a","stderr":"b","stderr_truncated":true,"exit_code":3,"duration_ms":0,"duration_us":1}`,
+			want:     Result{Stdout: []byte("a"), Stderr: []byte("b"), StderrTruncated: true, ExitCode: 3, Duration: time.Microsecond},
+		}, {
 			name: "a limit is never rounded to none", program: Program{Code: "x", Timeout: time.Nanosecond},
 			request:  `{"code":"x","timeout_ms":1}`,
 			response: `{"stdout":"","stderr":"","exit_code":-1,"duration_ms":1,"duration_us":1000,"error":"execution timed out"}`,
@@ -80,6 +90,7 @@ func TestExec(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !bytes.Equal(got.Stdout, tt.want.Stdout) || !bytes.Equal(got.Stderr, tt.want.Stderr) ||
+				got.StdoutTruncated != tt.want.StdoutTruncated || got.StderrTruncated != tt.want.StderrTruncated ||
 				got.ExitCode != tt.want.ExitCode || got.Duration != tt.want.Duration || got.Err != tt.want.Err {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}

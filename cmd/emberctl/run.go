@@ -17,8 +17,9 @@ import (
 
 const programHelp = `
 The program's standard output and standard error are passed on byte for byte
-when it has ended. Unless standard input is a terminal, it is read to its end
-and given to the program; code and input together may take 1 MiB.
+when it has ended; a warning follows when there was more than emberd keeps.
+Unless standard input is a terminal, it is read to its end and given to the
+program; code and input together may take 1 MiB.
 
 Exit status:
   the program's own, or 128+n when signal n ended it; and
@@ -142,6 +143,7 @@ func (a *app) finish(id string, res client.Result) error {
 	if err := a.printResult(id, res); err != nil {
 		return err
 	}
+	a.warnTruncated(res)
 	switch {
 	case res.Err == client.TimedOut:
 		return &exitError{exitTimedOut, errors.New(res.Err)}
@@ -163,6 +165,9 @@ func (a *app) printResult(id string, res client.Result) error {
 		ID string `json:"id"`
 		rest.ExecResult
 	}{id, rest.ExecResult{
+		StdoutTruncated: res.StdoutTruncated,
+		StderrTruncated: res.StderrTruncated,
+
 		ExitCode:   res.ExitCode,
 		DurationMS: res.Duration.Milliseconds(),
 		DurationUS: res.Duration.Microseconds(),
@@ -171,6 +176,25 @@ func (a *app) printResult(id string, res client.Result) error {
 	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
 	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)
 	return a.printJSON(out)
+}
+
+// warnTruncated says which output is not all that the program wrote.
+func (a *app) warnTruncated(res client.Result) {
+	if res.StderrTruncated && !a.json {
+		say(a.stderr, "\n") // it may have been cut within a line
+	}
+	for _, s := range []struct {
+		name      string
+		truncated bool
+		kept      int
+	}{
+		{"output", res.StdoutTruncated, len(res.Stdout)},
+		{"error", res.StderrTruncated, len(res.Stderr)},
+	} {
+		if s.truncated {
+			say(a.stderr, "emberctl: warning: standard %s is incomplete: emberd kept its first %d bytes\n", s.name, s.kept)
+		}
+	}
 }
 
 func isNotFound(err error) bool {

@@ -177,6 +177,9 @@ func describe(sb sandbox.Sandbox) rest.Sandbox {
 // result returns res in the API's words.
 func result(res sandbox.ExecResult) rest.ExecResult {
 	out := rest.ExecResult{
+		StdoutTruncated: res.StdoutTruncated,
+		StderrTruncated: res.StderrTruncated,
+
 		ExitCode:   res.ExitCode,
 		DurationMS: res.Duration.Milliseconds(),
 		DurationUS: res.Duration.Microseconds(),
