@@ -14,8 +14,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/emberd/emberd/internal/debstrap"
 	"github.com/emberd/emberd/internal/x/command"
-	"github.com/emberd/emberd/internal/x/debstrap"
 )
 
 // epoch is the time of every file in an image, in seconds since 1970: the first

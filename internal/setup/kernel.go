@@ -13,10 +13,10 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/emberd/emberd/internal/debstrap"
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/x/command"
-	"github.com/emberd/emberd/internal/x/debstrap"
 	"github.com/emberd/emberd/internal/x/progress"
 	"github.com/emberd/emberd/internal/x/swapdir"
 )
