@@ -2,33 +2,45 @@ package main
 
 import (
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/emberd/emberd/internal/firecracker/fctest"
 )
 
 func TestMain(m *testing.M) {
+	fctest.Main()
 	testscript.Main(m, map[string]func(){"emberctl": main})
 }
 
-// TestScripts runs emberctl as its users do. Beside testscript's own commands
-// there are:
+// TestScripts runs emberctl as its users do, against a daemon for each script.
+// Beside testscript's own commands there are:
 //
 //	exits N PROGRAM [ARG...]     run it: its exit status is N
 //	interrupt INT|TERM           send it to the one background program
 //	interrupted N                after wait: that program's exit status was N
-//	await running|creating N     wait until the daemon has N such sandboxes
+//	guest MODE                   the next VMM to be launched is of this fctest.Mode
+//	hold, release                stop creates whose VM is ready; let them go on
+//	await running N              wait until N sandboxes run and nothing is left of others
+//	await booting N              wait until N VMMs run that are nobody's sandbox yet
+//	await ready N                wait until hold stopped N creates
 func TestScripts(t *testing.T) {
+	data := fctest.Data(t, t.TempDir())
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script",
 		Setup: func(env *testscript.Env) error {
-			e, addr := startDaemon(env)
-			env.Values[engineKey{}] = e
+			d, err := startDaemon(env, data)
+			if err != nil {
+				return err
+			}
+			env.Values[daemonKey{}] = d
 			env.Values[interruptedKey{}] = new(exitStatus)
-			env.Setenv("EMBERD_ADDR", addr)
+			env.Setenv("EMBERD_ADDR", d.addr)
 			env.Setenv("EMBERD_DATA_DIR", env.Getenv("WORK")+"/data")
 			env.Setenv("EMBERD_RUN_DIR", env.Getenv("WORK")+"/run")
 			return nil
@@ -37,6 +49,9 @@ func TestScripts(t *testing.T) {
 			"exits":       exits,
 			"interrupt":   interrupt,
 			"interrupted": interrupted,
+			"guest":       guest,
+			"hold":        func(ts *testscript.TestScript, _ bool, _ []string) { daemonOf(ts).ready.hold() },
+			"release":     func(ts *testscript.TestScript, _ bool, _ []string) { daemonOf(ts).ready.release() },
 			"await":       await,
 		},
 	})
@@ -44,9 +59,11 @@ func TestScripts(t *testing.T) {
 
 // The keys under which a script's values are kept.
 type (
-	engineKey      struct{}
+	daemonKey      struct{}
 	interruptedKey struct{}
 )
+
+func daemonOf(ts *testscript.TestScript) *testDaemon { return ts.Value(daemonKey{}).(*testDaemon) }
 
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
@@ -93,15 +110,22 @@ func interrupted(ts *testscript.TestScript, neg bool, args []string) {
 // exitStatus returns the exit status of a program that was waited for.
 type exitStatus func() int
 
-func await(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) != 2 || args[0] != "running" && args[0] != "creating" {
-		ts.Fatalf("usage: await running|creating N")
+func guest(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 1 {
+		ts.Fatalf("usage: guest MODE")
 	}
-	e, want := ts.Value(engineKey{}).(*hostEngine), number(ts, args[1])
+	daemonOf(ts).launcher.Next(fctest.Mode(args[0]))
+}
+
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 || !slices.Contains([]string{"running", "booting", "ready"}, args[0]) {
+		ts.Fatalf("usage: await running|booting|ready N")
+	}
+	d, want := daemonOf(ts), number(ts, args[1])
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		running, creating := e.counts()
-		got := map[string]int{"running": running, "creating": creating}[args[0]]
+		got, err := d.count(args[0])
+		ts.Check(err)
 		if got == want {
 			return
 		}

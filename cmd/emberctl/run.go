@@ -143,6 +143,9 @@ func (a *app) finish(id string, res client.Result) error {
 	if err := a.printResult(id, res); err != nil {
 		return err
 	}
+	if saysMore := res.StdoutTruncated || res.StderrTruncated || res.Err != ""; saysMore && !a.json && !endsLine(res.Stderr) {
+		say(a.stderr, "\n")
+	}
 	a.warnTruncated(res)
 	switch {
 	case res.Err == client.TimedOut:
@@ -178,11 +181,11 @@ func (a *app) printResult(id string, res client.Result) error {
 	return a.printJSON(out)
 }
 
+// endsLine reports whether what follows output begins a line.
+func endsLine(output []byte) bool { return len(output) == 0 || output[len(output)-1] == '\n' }
+
 // warnTruncated says which output is not all that the program wrote.
 func (a *app) warnTruncated(res client.Result) {
-	if res.StderrTruncated && !a.json {
-		say(a.stderr, "\n") // it may have been cut within a line
-	}
 	for _, s := range []struct {
 		name      string
 		truncated bool

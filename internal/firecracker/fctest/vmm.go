@@ -81,7 +81,7 @@ var fields = map[string][]string{
 func (v *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.put(r); err != nil {
+	if err := v.put(r); err != nil { //nolint:contextcheck // a guest outlives the request that boots it
 		w.WriteHeader(http.StatusBadRequest)
 		_ = json.NewEncoder(w).Encode(map[string]string{"fault_message": err.Error()})
 		return
