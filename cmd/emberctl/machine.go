@@ -9,10 +9,11 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/spf13/cobra"
+
 	"github.com/emberd/emberd/internal/agent"
 	"github.com/emberd/emberd/internal/machine"
 	"github.com/emberd/emberd/internal/paths"
-	"github.com/spf13/cobra"
 )
 
 const machineHelp = `A host without KVM cannot run microVMs. The machine is a host that can: one
@@ -78,21 +79,21 @@ packs, the kernel and Firecracker that emberctl setup has made.`,
 			report, stop := a.progress()
 			defer stop()
 			began := time.Now()
-			err = m.Start(cmd.Context(), machine.Config{
+			cfg := machine.Config{
 				Listen:     listen,
 				Data:       paths.Data(a.dataDir),
 				Bin:        filepath.Dir(self),
 				Supervisor: []string{self, "machine", "supervise"},
-			}, report)
+			}
+			err = m.Start(cmd.Context(), cfg, report)
 			stop()
-			already := errors.Is(err, machine.ErrRunning)
-			if err != nil && !already {
+			if errors.Is(err, machine.ErrRunning) {
+				return a.printRunningAlready(m, cfg)
+			}
+			if err != nil {
 				return err
 			}
 			return a.printMachine(m, func(s machine.Status) string {
-				if already {
-					return describeMachine(s)
-				}
 				return fmt.Sprintf("%s (took %.1fs)", describeMachine(s), time.Since(began).Seconds())
 			})
 		},
@@ -214,6 +215,16 @@ func newMachineSuperviseCmd(a *app) *cobra.Command {
 			return machine.Supervise(cmd.Context(), slog.New(slog.NewTextHandler(a.stderr, nil)))
 		},
 	}
+}
+
+// printRunningAlready prints the status of a machine that was to be started and
+// is up, and warns if it is not what a start would have given.
+func (a *app) printRunningAlready(m machine.Machine, cfg machine.Config) error {
+	if old, err := m.Outdated(cfg); err == nil && old {
+		_, _ = fmt.Fprintf(a.stderr, "emberctl: machine %s was up already, with other programs or packs than there are now\n"+
+			"hint: emberctl machine stop, then start it again\n", m.Name)
+	}
+	return a.printMachine(m, describeMachine)
 }
 
 // printMachine prints the machine's status, as describe words it.

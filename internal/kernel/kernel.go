@@ -87,15 +87,15 @@ func installModules(src, dst string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil { //nolint:gosec // the machine reads it, as an ordinary user
 		return err
 	}
 	partial, err := os.MkdirTemp(filepath.Dir(dst), ".modules-*")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(partial)
-	if err := os.Chmod(partial, 0o755); err != nil {
+	defer func() { _ = os.RemoveAll(partial) }()
+	if err := os.Chmod(partial, 0o755); err != nil { //nolint:gosec // as above
 		return err
 	}
 	if _, err := os.Stat(filepath.Join(src, builtinList)); err == nil {
@@ -117,15 +117,15 @@ func copyFile(dst, src string) error {
 	if err != nil {
 		return err
 	}
-	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(dst), 0o755); err != nil { //nolint:gosec // the machine reads it, as an ordinary user
 		return err
 	}
-	return os.WriteFile(dst, data, 0o644)
+	return os.WriteFile(dst, data, 0o644) //nolint:gosec // as above
 }
 
 // writeFile replaces path as a whole.
 func writeFile(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil { //nolint:gosec // as above
 		return fmt.Errorf("write %s: %w", path, err)
 	}
 	if err := renameio.WriteFile(path, data, fs.FileMode(0o644)); err != nil {

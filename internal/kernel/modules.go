@@ -92,10 +92,10 @@ func (ix *index) loadOrder(names []string) ([]string, error) {
 	var visit func(name, wantedBy string) error
 	visit = func(name, wantedBy string) error {
 		name = moduleName(name)
-		switch {
-		case state[name] == 2:
+		switch state[name] {
+		case 2:
 			return nil
-		case state[name] == 1:
+		case 1:
 			return fmt.Errorf("module %s depends on itself through %s", name, wantedBy)
 		}
 		file, ok := ix.files[name]
@@ -133,7 +133,7 @@ func depends(path string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read module %s: %w", path, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	section := f.Section(".modinfo")
 	if section == nil {
 		return nil, fmt.Errorf("read module %s: no .modinfo section", path)

@@ -37,7 +37,7 @@ func (s *supervisor) startDaemon(ctx, stop, life context.Context, running *sync.
 	}
 	ended := make(chan error, 1)
 	running.Go(func() {
-		defer out.Close()
+		defer func() { _ = out.Close() }()
 		for {
 			err := s.runDaemon(life, out)
 			if life.Err() != nil || stop.Err() != nil {

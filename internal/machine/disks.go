@@ -15,11 +15,11 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/renameio/v2"
+
 	"github.com/emberd/emberd/internal/kernel"
-	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/x/command"
 	"github.com/emberd/emberd/internal/x/progress"
-	"github.com/google/renameio/v2"
 )
 
 // dataDiskSize is how large the data disk appears to the machine, in bytes. The
@@ -49,65 +49,87 @@ type disk struct {
 	// content maps a place on the disk to the file or directory that is put
 	// there.
 	content map[string]string
-	make    func(ctx context.Context, dst, staged string) error
+	// byContent says that a file has changed when its content has, and not when
+	// its time has: go build touches what it leaves as it was.
+	byContent bool
+	make      func(ctx context.Context, dst, staged string) error
+}
+
+// disks returns the machine's disks as they are to be with cfg.
+func (m Machine) disks(cfg Config) []disk {
+	system := disk{path: m.systemDisk(), what: "system disk", make: makeSystemDisk, content: make(map[string]string), byContent: true}
+	for _, name := range binaries() {
+		system.content["bin/"+name] = filepath.Join(cfg.Bin, name)
+	}
+	data := disk{path: m.dataDisk(), what: "data disk", make: makeDataDisk, content: map[string]string{
+		"firecracker/firecracker": cfg.Data.Firecracker(),
+		"firecracker/jailer":      cfg.Data.Jailer(),
+		"kernel/vmlinux":          cfg.Data.Vmlinux(),
+		"kernel/modules":          cfg.Data.Modules(),
+		"packs":                   cfg.Data.Packs(),
+	}}
+	return []disk{system, data}
 }
 
 // buildDisks brings the machine's disks and its initramfs up to date. The
 // caller holds the lock.
-func (m Machine) buildDisks(ctx context.Context, data paths.Data, bin string, report progress.Func) error {
-	system := disk{
-		path:    m.systemDisk(),
-		what:    "system disk",
-		content: make(map[string]string),
-		make:    makeSystemDisk,
-	}
-	for _, name := range binaries() {
-		system.content["bin/"+name] = filepath.Join(bin, name)
-	}
-	content := disk{
-		path: m.dataDisk(),
-		what: "data disk",
-		content: map[string]string{
-			"firecracker/firecracker": data.Firecracker(),
-			"firecracker/jailer":      data.Jailer(),
-			"kernel/vmlinux":          data.Vmlinux(),
-			"kernel/modules":          data.Modules(),
-			"packs":                   data.Packs(),
-		},
-		make: makeDataDisk,
-	}
-	for _, d := range []disk{system, content} {
+func (m Machine) buildDisks(ctx context.Context, cfg Config, report progress.Func) error {
+	for _, d := range m.disks(cfg) {
 		if err := d.refresh(ctx, report); err != nil {
 			return fmt.Errorf("make %s of machine %s: %w", d.what, m.Name, err)
 		}
 	}
-	return kernel.BuildInitramfs(m.initramfs(), filepath.Join(bin, "emberd-init"), data.Modules(), kernel.MachineModules())
+	return kernel.BuildInitramfs(m.initramfs(), filepath.Join(cfg.Bin, "emberd-init"), cfg.Data.Modules(), kernel.MachineModules())
 }
+
+// Outdated reports whether a machine that is up would get other disks if it
+// were started anew with cfg.
+func (m Machine) Outdated(cfg Config) (bool, error) {
+	for _, d := range m.disks(cfg) {
+		if current, err := d.current(); !current || err != nil {
+			return true, err
+		}
+	}
+	return false, nil
+}
+
+// current reports whether the disk is there and made from what it should be.
+func (d disk) current() (bool, error) {
+	key, err := d.key()
+	if err != nil {
+		return false, err
+	}
+	have, err := os.ReadFile(d.keyFile())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return false, err
+	}
+	_, err = os.Stat(d.path)
+	return err == nil && string(have) == key, nil
+}
+
+// keyFile holds what the disk was made from. Without it a disk counts as not
+// there.
+func (d disk) keyFile() string { return d.path + ".key" }
 
 // refresh makes the disk if it is not there or was made from something else.
 func (d disk) refresh(ctx context.Context, report progress.Func) error {
-	key, err := contentKey(d.content)
+	if current, err := d.current(); current || err != nil {
+		return err
+	}
+	report.Step("making the machine's %s", d.what)
+	// Taken first: what changes while the disk is made makes it outdated.
+	key, err := d.key()
 	if err != nil {
 		return err
 	}
-	keyFile := d.path + ".key"
-	have, err := os.ReadFile(keyFile)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if _, err := os.Stat(d.path); err == nil && string(have) == key {
-		return nil
-	}
-	report.Step("making the machine's %s", d.what)
-	// Without its key a disk counts as not there, whatever happens from here on.
-	if err := os.RemoveAll(keyFile); err != nil {
+	if err := os.RemoveAll(d.keyFile()); err != nil {
 		return err
 	}
 	work, err := os.MkdirTemp(filepath.Dir(d.path), ".new-*")
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(work)
+	defer func() { _ = os.RemoveAll(work) }()
 	staged, image := filepath.Join(work, "root"), filepath.Join(work, "image")
 	for at, src := range d.content {
 		if err := stage(filepath.Join(staged, at), src); err != nil {
@@ -120,14 +142,14 @@ func (d disk) refresh(ctx context.Context, report progress.Func) error {
 	if err := os.Rename(image, d.path); err != nil {
 		return err
 	}
-	return renameio.WriteFile(keyFile, []byte(key), 0o600)
+	return renameio.WriteFile(d.keyFile(), []byte(key), 0o600)
 }
 
 // makeSystemDisk makes the read-only root of the machine. It is not compressed:
 // the emulated CPU would pay for that at every start.
 func makeSystemDisk(ctx context.Context, dst, staged string) error {
 	for _, dir := range []string{"dev", "etc", "proc", "root", "run", "sys", "tmp", "var/lib/emberd"} {
-		if err := os.MkdirAll(filepath.Join(staged, dir), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Join(staged, dir), 0o755); err != nil { //nolint:gosec // directories of a whole system
 			return err
 		}
 	}
@@ -151,35 +173,46 @@ func makeDataDisk(ctx context.Context, dst, staged string) error {
 	return err
 }
 
-// contentKey sums up what the files of content are made of: names, modes, sizes
-// and times of change, which is what a build tool would go by, too.
-func contentKey(content map[string]string) (string, error) {
+// key sums up what the disk is made from.
+func (d disk) key() (string, error) {
 	sum := sha256.New()
-	for _, at := range slices.Sorted(maps.Keys(content)) {
-		fmt.Fprintf(sum, "%s\n", at)
-		if err := sumTree(sum, content[at]); err != nil {
+	for _, at := range slices.Sorted(maps.Keys(d.content)) {
+		_, _ = fmt.Fprintf(sum, "%s\n", at)
+		root := d.content[at]
+		err := walk(root, func(path string, e fs.DirEntry) error {
+			if e.IsDir() {
+				return nil
+			}
+			rel, err := filepath.Rel(root, path)
+			if err != nil {
+				return err
+			}
+			return d.sumFile(sum, path, rel)
+		})
+		if err != nil {
 			return "", err
 		}
 	}
 	return fmt.Sprintf("%x\n", sum.Sum(nil)), nil
 }
 
-func sumTree(sum hash.Hash, root string) error {
-	return walk(root, func(path string, d fs.DirEntry) error {
-		if d.IsDir() {
-			return nil
-		}
-		info, err := d.Info()
-		if err != nil {
-			return err
-		}
-		rel, err := filepath.Rel(root, path)
-		if err != nil {
-			return err
-		}
-		fmt.Fprintf(sum, "%q %o %d %d\n", rel, info.Mode(), info.Size(), info.ModTime().UnixNano())
-		return nil
-	})
+func (d disk) sumFile(sum hash.Hash, path, name string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	_, _ = fmt.Fprintf(sum, "%q %o %d\n", name, info.Mode(), info.Size())
+	if d.byContent {
+		_, err = io.Copy(sum, f)
+		return err
+	}
+	_, _ = fmt.Fprintf(sum, "%d\n", info.ModTime().UnixNano())
+	return nil
 }
 
 // walk calls f for everything in root but hidden files, which are locks and
@@ -210,11 +243,11 @@ func stage(dst, src string) error {
 		to := filepath.Join(dst, rel)
 		switch {
 		case d.IsDir():
-			return os.MkdirAll(to, 0o755)
+			return os.MkdirAll(to, 0o755) //nolint:gosec // as in what is copied
 		case !d.Type().IsRegular():
 			return fmt.Errorf("%s is neither a file nor a directory", path)
 		}
-		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil { //nolint:gosec // as in what is copied
 			return err
 		}
 		if os.Link(path, to) == nil {
@@ -229,7 +262,7 @@ func copyFile(dst, src string) error {
 	if err != nil {
 		return err
 	}
-	defer in.Close()
+	defer func() { _ = in.Close() }()
 	info, err := in.Stat()
 	if err != nil {
 		return err

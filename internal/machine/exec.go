@@ -91,7 +91,7 @@ func checkStatic(path string) error {
 		}
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return fmt.Errorf("%s needs shared libraries, and the machine has none: link it statically (in Go, CGO_ENABLED=0)", path)
@@ -105,7 +105,7 @@ func (m Machine) copyIn(ctx context.Context, from, to string) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	stream, err := m.dial(ctx)
 	if err != nil {
 		return err

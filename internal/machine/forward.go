@@ -14,18 +14,18 @@ import (
 func forward(ctx context.Context, ln net.Listener, dial func(context.Context) (net.Conn, error), log *slog.Logger) {
 	var open sync.WaitGroup
 	defer open.Wait()
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
 	for {
 		conn, err := ln.Accept()
 		if err != nil {
 			if !errors.Is(err, net.ErrClosed) {
 				log.Error("no longer accepting connections", "address", ln.Addr().String(), "err", err)
 			}
-			ln.Close()
+			_ = ln.Close()
 			return
 		}
 		open.Go(func() {
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			upstream, err := dial(ctx)
 			if err != nil {
 				log.Warn("connection refused", "address", ln.Addr().String(), "err", err)
@@ -39,7 +39,7 @@ func forward(ctx context.Context, ln net.Listener, dial func(context.Context) (n
 // join copies bytes both ways until either side ends, or ctx does, and closes
 // both: neither kind of stream in the machine has a half-close.
 func join(ctx context.Context, a, b net.Conn) {
-	closeBoth := func() { a.Close(); b.Close() }
+	closeBoth := func() { _, _ = a.Close(), b.Close() }
 	defer closeBoth()
 	defer context.AfterFunc(ctx, closeBoth)()
 	var copies sync.WaitGroup

@@ -24,8 +24,9 @@ import (
 	"regexp"
 	"time"
 
-	"github.com/emberd/emberd/internal/paths"
 	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/paths"
 )
 
 // What a machine is when nothing else is said.

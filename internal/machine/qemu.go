@@ -68,7 +68,7 @@ func (m Machine) startQEMU(vmlinuz string, console io.Writer) (*qemu, error) {
 	if err != nil {
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
-	defer remote.Close()
+	defer func() { _ = remote.Close() }()
 	cmd := exec.Command(qemuProgram, m.qemuArgs(vmlinuz)...)
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = console, console
@@ -77,7 +77,7 @@ func (m Machine) startQEMU(vmlinuz string, console io.Writer) (*qemu, error) {
 	// threads only with goroutines that are locked to them, and here is none.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
-		port.Close()
+		_ = port.Close()
 		return nil, fmt.Errorf("start QEMU: %w", err)
 	}
 	q := &qemu{cmd: cmd, port: port, exited: make(chan struct{})}
@@ -100,7 +100,7 @@ func (q *qemu) kill() {
 	// It fails only for a process that is gone already.
 	_ = q.cmd.Process.Kill()
 	<-q.exited
-	q.port.Close()
+	_ = q.port.Close()
 }
 
 // wait returns when QEMU has ended or ctx has.
@@ -119,10 +119,10 @@ func socketpair() (net.Conn, *os.File, error) {
 		return nil, nil, fmt.Errorf("make socket pair: %w", err)
 	}
 	near, far := os.NewFile(uintptr(fds[0]), "near end"), os.NewFile(uintptr(fds[1]), "far end")
-	defer near.Close()
+	defer func() { _ = near.Close() }()
 	conn, err := net.FileConn(near)
 	if err != nil {
-		far.Close()
+		_ = far.Close()
 		return nil, nil, fmt.Errorf("make socket pair: %w", err)
 	}
 	return conn, far, nil

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -49,8 +50,8 @@ func (m Machine) Start(ctx context.Context, cfg Config, report progress.Func) er
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
-	if err := m.buildDisks(ctx, cfg.Data, cfg.Bin, report); err != nil {
+	defer func() { _ = lock.Close() }()
+	if err := m.buildDisks(ctx, cfg, report); err != nil {
 		return err
 	}
 	if err := errors.Join(os.RemoveAll(m.Run), os.MkdirAll(m.Run, 0o700)); err != nil {
@@ -91,7 +92,7 @@ func (m Machine) check(cfg Config) error {
 			}
 			return fmt.Errorf("start machine %s: %w", m.Name, err)
 		}
-		ln.Close()
+		_ = ln.Close()
 	}
 	return nil
 }
@@ -103,13 +104,13 @@ func (m Machine) supervise(ctx context.Context, cfg Config, lock *os.File, repor
 	if err != nil {
 		return err
 	}
-	defer control.Close()
-	defer remote.Close()
+	defer func() { _ = control.Close() }()
+	defer func() { _ = remote.Close() }()
 	log, err := os.OpenFile(m.supervisorLog(), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }()
 
 	cmd := exec.Command(cfg.Supervisor[0], cfg.Supervisor[1:]...)
 	cmd.Dir = "/"
@@ -119,7 +120,7 @@ func (m Machine) supervise(ctx context.Context, cfg Config, lock *os.File, repor
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	remote.Close()
+	_ = remote.Close()
 	defer func() {
 		if err == nil {
 			err = cmd.Process.Release()
@@ -132,7 +133,7 @@ func (m Machine) supervise(ctx context.Context, cfg Config, lock *os.File, repor
 		_ = cmd.Wait()
 	}()
 
-	defer context.AfterFunc(ctx, func() { control.Close() })()
+	defer context.AfterFunc(ctx, func() { _ = control.Close() })()
 	if err := json.NewEncoder(control).Encode(spec{Machine: m, Listen: cfg.Listen, Vmlinuz: cfg.Data.Vmlinuz()}); err != nil {
 		return err
 	}
@@ -166,13 +167,13 @@ func awaitReady(control io.Reader, report progress.Func) error {
 
 // evidence returns what the machine printed last, to go below an error.
 func (m Machine) evidence() string {
-	var text string
+	var text strings.Builder
 	for _, log := range []struct{ what, path string }{
 		{"console", m.ConsoleLog()}, {"emberd", m.DaemonLog()}, {"supervisor", m.supervisorLog()},
 	} {
 		if tail := logTail(log.path); tail != "" {
-			text += fmt.Sprintf("\n  %s:\n%s", log.what, tail)
+			_, _ = fmt.Fprintf(&text, "\n  %s:\n%s", log.what, tail)
 		}
 	}
-	return text
+	return text.String()
 }

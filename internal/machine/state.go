@@ -119,7 +119,7 @@ func (m Machine) lock() (*os.File, error) {
 		err = ErrRunning
 	}
 	if err != nil {
-		f.Close()
+		_ = f.Close()
 		return nil, fmt.Errorf("lock machine %s: %w", m.Name, err)
 	}
 	return f, nil
@@ -134,7 +134,7 @@ func (m Machine) locked() (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("query lock of machine %s: %w", m.Name, err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	query := unix.Flock_t{Type: unix.F_RDLCK}
 	if err := unix.FcntlFlock(f.Fd(), unix.F_OFD_GETLK, &query); err != nil {
 		return false, fmt.Errorf("query lock of machine %s: %w", m.Name, err)

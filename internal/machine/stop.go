@@ -34,7 +34,7 @@ func (m Machine) Stop(ctx context.Context) error {
 	case err != nil:
 		return err
 	}
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	if err := os.RemoveAll(m.Run); err != nil {
 		return fmt.Errorf("stop machine %s: %w", m.Name, err)
 	}
@@ -60,7 +60,7 @@ func (m Machine) endSupervisor(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("open supervisor: %w", err)
 	}
-	defer unix.Close(fd)
+	defer func() { _ = unix.Close(fd) }()
 	if start, err := startTime(rec.SupervisorPID); err != nil || start != rec.SupervisorStart {
 		return nil // It is gone, and its process id may be somebody else's.
 	}

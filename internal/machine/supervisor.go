@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -12,14 +13,15 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/emberd/emberd/internal/agent"
 	"github.com/emberd/emberd/internal/x/cleanup"
-	"golang.org/x/sys/unix"
 )
 
 const (
-	// beat is how often PID 1 is asked whether it is there.
-	beat = 2 * time.Second
+	// heartbeat is how often PID 1 is asked whether it is there.
+	heartbeat = 2 * time.Second
 	// bootTimeout bounds the time until PID 1 answers, apiTimeout the time from
 	// there until emberd does. A loaded host makes emulation many times slower.
 	bootTimeout = 2 * time.Minute
@@ -65,6 +67,9 @@ type supervisor struct {
 	log     *slog.Logger
 	control net.Conn
 	events  *json.Encoder
+	// beat is how often PID 1 is asked whether it is there, stallAfter how long
+	// it may not answer.
+	beat, stallAfter time.Duration
 
 	qemu    *qemu
 	session *agent.Session
@@ -79,15 +84,17 @@ type supervisor struct {
 func Supervise(ctx context.Context, log *slog.Logger) error {
 	unix.CloseOnExec(lockFD)
 	lock := os.NewFile(lockFD, "lock")
-	defer lock.Close()
+	defer func() { _ = lock.Close() }()
 	file := os.NewFile(controlFD, "control")
 	control, err := net.FileConn(file)
-	file.Close()
+	_ = file.Close()
 	if err != nil {
 		return errors.New("a supervisor is started by emberctl machine start only")
 	}
-	defer control.Close()
-	s := &supervisor{log: log, control: control, events: json.NewEncoder(control)}
+	defer func() { _ = control.Close() }()
+	s := &supervisor{
+		log: log, control: control, events: json.NewEncoder(control), beat: heartbeat, stallAfter: StallAfter,
+	}
 	if err := json.NewDecoder(control).Decode(&s.spec); err != nil {
 		return fmt.Errorf("read what to supervise: %w", err)
 	}
@@ -117,7 +124,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		err = s.serve(serve, &running)
 	}
 	if err == nil {
-		s.control.Close()
+		_ = s.control.Close()
 		select {
 		case <-ctx.Done():
 			s.powerOff(ctx)
@@ -133,7 +140,7 @@ func (s *supervisor) run(ctx context.Context) error {
 		}
 	})
 	if s.session != nil {
-		s.session.Close()
+		_ = s.session.Close()
 	}
 	if s.qemu != nil {
 		s.qemu.kill()
@@ -148,11 +155,14 @@ func (s *supervisor) boot(ctx, life context.Context, end context.CancelCauseFunc
 	booting, endBoot := context.WithCancelCause(life)
 	defer endBoot(nil)
 	defer context.AfterFunc(ctx, func() { endBoot(errStopped) })()
-	running.Go(func() {
+	var watching sync.WaitGroup
+	watching.Go(func() {
 		// Nothing is sent here; the connection only ever breaks.
 		_, _ = io.Copy(io.Discard, s.control)
 		endBoot(errAbandoned)
 	})
+	defer watching.Wait()
+	defer func() { _ = s.control.SetReadDeadline(time.Unix(1, 0)) }()
 
 	console, err := openLog(s.Machine.ConsoleLog(), maxLog)
 	if err != nil {
@@ -171,7 +181,7 @@ func (s *supervisor) boot(ctx, life context.Context, end context.CancelCauseFunc
 	running.Go(func() {
 		<-s.qemu.exited
 		end(s.qemu.err)
-		console.Close()
+		_ = console.Close()
 	})
 	s.update(func(rec *record) { rec.QEMUPID = s.qemu.cmd.Process.Pid })
 
@@ -195,28 +205,42 @@ func (s *supervisor) openSession(ctx context.Context) (err error) {
 	if err == nil {
 		return nil
 	}
-	grace, cancel := context.WithTimeout(ctx, endGrace)
-	defer cancel()
-	s.qemu.wait(grace)
+	if ended := s.qemuEnd(ctx); ended != nil {
+		return ended
+	}
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
 	return fmt.Errorf("connect to PID 1: %w", err)
 }
 
+// qemuEnd returns how QEMU ended, or nil if it goes on. The connection to PID 1
+// can break a moment before QEMU has ended.
+func (s *supervisor) qemuEnd(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, endGrace)
+	defer cancel()
+	s.qemu.wait(ctx)
+	select {
+	case <-s.qemu.exited:
+		return s.qemu.err
+	default:
+		return nil
+	}
+}
+
 // watch ends life when PID 1 does not answer any more.
 func (s *supervisor) watch(life context.Context, end context.CancelCauseFunc) {
-	tick := time.NewTicker(beat)
+	tick := time.NewTicker(s.beat)
 	defer tick.Stop()
 	last := time.Now()
 	for {
-		ping, cancel := context.WithDeadline(life, last.Add(StallAfter))
+		ping, cancel := context.WithDeadline(life, last.Add(s.stallAfter))
 		err := s.session.Ping(ping)
 		cancel()
 		switch {
 		case err == nil:
 			last = time.Now()
-		case time.Since(last) >= StallAfter:
+		case time.Since(last) >= s.stallAfter:
 			end(errStalled)
 			return
 		}
@@ -224,11 +248,7 @@ func (s *supervisor) watch(life context.Context, end context.CancelCauseFunc) {
 		case <-life.Done():
 			return
 		case <-s.session.Done():
-			grace, cancel := context.WithTimeout(life, endGrace)
-			s.qemu.wait(grace)
-			cancel()
-			// Without effect if QEMU ended, which is the better reason.
-			end(errLost)
+			end(cmp.Or(s.qemuEnd(life), errLost))
 			return
 		case <-tick.C:
 		}
@@ -262,7 +282,10 @@ func (s *supervisor) serve(ctx context.Context, running *sync.WaitGroup) error {
 func (s *supervisor) powerOff(ctx context.Context) {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
-	_, err := s.session.Exec(ctx, agent.Command{Argv: []string{guestInit, "poweroff"}}, agent.Stdio{})
+	exit, err := s.session.Exec(ctx, agent.Command{Argv: []string{guestInit, "poweroff"}}, agent.Stdio{})
+	if exit.StartError != "" {
+		err = errors.New(exit.StartError)
+	}
 	if err != nil {
 		s.log.Warn("machine cannot be powered off, killing it", "machine", s.Machine.Name, "err", err)
 		return

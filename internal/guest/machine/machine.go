@@ -89,7 +89,7 @@ func mountData(ctx context.Context) error {
 	}
 	for _, dir := range []string{"firecracker", "kernel", "packs"} {
 		err := filepath.WalkDir(filepath.Join(dataDir, dir), func(path string, _ fs.DirEntry, err error) error {
-			return errors.Join(err, os.Lchown(path, 0, 0))
+			return errors.Join(err, os.Lchown(path, 0, 0)) //nolint:gosec // nothing else runs yet that could swap a path
 		})
 		if err != nil {
 			return fmt.Errorf("own %s: %w", dir, err)
@@ -116,7 +116,7 @@ func openPort(ctx context.Context) (*os.File, error) {
 	})
 	if err != nil {
 		if port != nil {
-			port.Close()
+			_ = port.Close()
 		}
 		return nil, fmt.Errorf("open port %s: %w", portName, err)
 	}
