@@ -64,7 +64,14 @@ func Locate(name string, data paths.Data, run paths.Run) (Machine, error) {
 	if !regexp.MustCompile(`^[a-z0-9][a-z0-9-]{0,31}$`).MatchString(name) {
 		return Machine{}, fmt.Errorf("machine name %q: want at most 32 of a-z, 0-9 and -", name)
 	}
-	m := Machine{Name: name, Disks: filepath.Join(data.Machine(), name), Run: run.Machine(name)}
+	m := Machine{Name: name}
+	var err error
+	if m.Disks, err = filepath.Abs(filepath.Join(data.Machine(), name)); err != nil {
+		return Machine{}, fmt.Errorf("locate machine %s: %w", name, err)
+	}
+	if m.Run, err = filepath.Abs(run.Machine(name)); err != nil {
+		return Machine{}, fmt.Errorf("locate machine %s: %w", name, err)
+	}
 	if writable(m.Disks) && writable(m.Run) {
 		return m, nil
 	}

@@ -36,6 +36,11 @@ func TestLocate(t *testing.T) {
 	if err != nil || m.Disks != filepath.Join(dir, "machine", "two-2") || m.Run != filepath.Join(dir, "machine", "two-2") {
 		t.Errorf("got %+v, %v", m, err)
 	}
+	// A supervisor works elsewhere.
+	t.Chdir(dir)
+	if m, err := Locate("a", "data", "run"); err != nil || m.Disks != filepath.Join(dir, "data/machine/a") || m.Run != filepath.Join(dir, "run/machine/a") {
+		t.Errorf("relative roots: %+v, %v", m, err)
+	}
 }
 
 // TestLocateElsewhere has roots where nobody can write, root included.

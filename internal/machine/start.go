@@ -40,17 +40,25 @@ type Config struct {
 // one, when programs can be run in it. If that fails or ctx ends, nothing is
 // left but disks. A machine that is up gives [ErrRunning].
 func (m Machine) Start(ctx context.Context, cfg Config, report progress.Func) error {
+	data, err := filepath.Abs(string(cfg.Data))
+	if err != nil {
+		return fmt.Errorf("start machine %s: %w", m.Name, err)
+	}
+	cfg.Data = paths.Data(data)
 	if err := m.check(cfg); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(m.Disks, 0o700); err != nil {
 		return fmt.Errorf("start machine %s: %w", m.Name, err)
 	}
-	lock, err := m.lock()
+	lock, err := m.lockToStart(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = lock.Close() }()
+	if err := checkAddress(cfg.Listen); err != nil {
+		return fmt.Errorf("start machine %s: %w", m.Name, err)
+	}
 	if err := m.buildDisks(ctx, cfg, report); err != nil {
 		return err
 	}
@@ -62,6 +70,22 @@ func (m Machine) Start(ctx context.Context, cfg Config, report progress.Func) er
 		return errors.Join(err, os.RemoveAll(m.Run))
 	}
 	return nil
+}
+
+// lockToStart takes the machine's lock, and waits for it where a machine that
+// ended by itself is just being cleared up.
+func (m Machine) lockToStart(ctx context.Context) (*os.File, error) {
+	lock, err := m.lock()
+	if !errors.Is(err, ErrRunning) {
+		return lock, err
+	}
+	if s, serr := m.Status(); serr != nil || s.State != Exited && s.State != Stalled {
+		return nil, err
+	}
+	if err := m.endSupervisor(ctx); err != nil {
+		return nil, fmt.Errorf("start machine %s: %w", m.Name, err)
+	}
+	return m.lock()
 }
 
 // check looks for everything a machine is made of.
@@ -83,18 +107,20 @@ func (m Machine) check(cfg Config) error {
 			return fmt.Errorf("start machine %s: %w (run emberctl setup)", m.Name, err)
 		}
 	}
-	// An address that is taken is better said before the boot than after it.
-	if cfg.Listen != "" {
-		ln, err := net.Listen("tcp", cfg.Listen)
-		if err != nil {
-			if locked, lerr := m.locked(); lerr == nil && locked {
-				return fmt.Errorf("start machine %s: %w", m.Name, ErrRunning)
-			}
-			return fmt.Errorf("start machine %s: %w", m.Name, err)
-		}
-		_ = ln.Close()
-	}
 	return nil
+}
+
+// checkAddress finds out that an address is taken before the boot instead of
+// after it.
+func checkAddress(address string) error {
+	if address == "" {
+		return nil
+	}
+	ln, err := net.Listen("tcp", address)
+	if err != nil {
+		return err
+	}
+	return ln.Close()
 }
 
 // supervise starts the supervisor, which takes the lock over, and returns when

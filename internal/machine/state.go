@@ -72,14 +72,17 @@ func (m Machine) Status() (Status, error) {
 	switch {
 	case up && rec.State == Stopped:
 		rec.State = Starting
-	case !up && (rec.State == Starting || rec.State == Running):
+	case !up && rec.up():
 		rec.State, rec.Reason = Exited, "its supervisor was killed"
 	}
-	if !up {
+	if !rec.up() {
 		rec.SupervisorPID, rec.QEMUPID = 0, 0
 	}
 	return rec.Status, nil
 }
+
+// up reports whether the machine is there, or is about to be.
+func (s Status) up() bool { return s.State == Starting || s.State == Running }
 
 func (m Machine) readRecord() (record, error) {
 	rec := record{Status: Status{Name: m.Name, State: Stopped}}

@@ -20,10 +20,8 @@ func (m Machine) Stop(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if was.SupervisorPID != 0 {
-		if err := m.endSupervisor(ctx); err != nil {
-			return fmt.Errorf("stop machine %s: %w", m.Name, err)
-		}
+	if err := m.endSupervisor(ctx); err != nil {
+		return fmt.Errorf("stop machine %s: %w", m.Name, err)
 	}
 	lock, err := m.lock()
 	switch {
@@ -38,17 +36,21 @@ func (m Machine) Stop(ctx context.Context) error {
 	if err := os.RemoveAll(m.Run); err != nil {
 		return fmt.Errorf("stop machine %s: %w", m.Name, err)
 	}
-	if was.SupervisorPID == 0 {
+	if !was.up() {
 		return fmt.Errorf("stop machine %s: %w", m.Name, ErrNotRunning)
 	}
 	return nil
 }
 
-// endSupervisor asks the supervisor to stop the machine and waits until it is
-// gone; after [killAfter] it is killed, and QEMU with it.
+// endSupervisor asks the supervisor, if there is one, to stop the machine and
+// waits until it is gone; after [killAfter] it is killed, and QEMU with it.
 func (m Machine) endSupervisor(ctx context.Context) error {
+	held, err := m.locked()
+	if err != nil || !held {
+		return err
+	}
 	rec, err := m.readRecord()
-	if err != nil {
+	if err != nil || rec.SupervisorPID == 0 {
 		return err
 	}
 	// The descriptor is taken first: from here on it means one process, and if
