@@ -139,6 +139,10 @@ func (l jailed) Launch(ctx context.Context, spec firecracker.LaunchSpec) (firecr
 // Addr is where the API is served.
 func (d *Daemon) Addr() string { return d.listener.Addr().String() }
 
+// Engine is what the API is served from, for callers in the same process whose
+// requests do not fit one.
+func (d *Daemon) Engine() *engine.Engine { return d.engine }
+
 // drain is how long requests may take to notice that their sandboxes are gone.
 const drain = 10 * time.Second
 

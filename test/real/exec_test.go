@@ -10,15 +10,36 @@ import (
 	"time"
 
 	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/sandbox"
 )
+
+// echo is a program that writes what it reads.
+const echo = "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+
+func TestMegabytesThroughAProgram(t *testing.T) {
+	h := newHost(t)
+	id := sandbox.ID(h.create(t, "python"))
+	for _, size := range []int{1 << 20, 5 << 20} {
+		in := make([]byte, size)
+		_, _ = rand.Read(in)
+		res, err := h.engine.Exec(t.Context(), id, sandbox.ExecRequest{Code: echo, Stdin: in})
+		if err != nil || res.ExitCode != 0 || !bytes.Equal(res.Stdout, in) {
+			t.Errorf("%d bytes: %d came back, exit %d, %v", size, len(res.Stdout), res.ExitCode, err)
+		}
+	}
+	long := "x = '" + strings.Repeat("y", 900<<10) + "'; print(len(x))"
+	res, err := h.engine.Exec(t.Context(), id, sandbox.ExecRequest{Code: long})
+	if err != nil || string(res.Stdout) != "921600\n" {
+		t.Errorf("long code: %q %q, %v", res.Stdout, res.Stderr, err)
+	}
+}
 
 func TestExec(t *testing.T) {
 	h := newHost(t)
 	python, shell := h.create(t, "python"), h.create(t, "shell")
 
-	megabyte := make([]byte, 700<<10) // base64 of it still fits a request
-	_, _ = rand.Read(megabyte)
-	const echo = "import sys, shutil; shutil.copyfileobj(sys.stdin.buffer, sys.stdout.buffer)"
+	binary := make([]byte, 700<<10) // base64 of it still fits a request
+	_, _ = rand.Read(binary)
 
 	for _, tt := range []struct {
 		name, id, code string
@@ -37,8 +58,8 @@ func TestExec(t *testing.T) {
 		{name: "traceback", id: python, code: "1/0", exit: 1, stderr: "Traceback (most recent call last):\n" +
 			"  File \"<string>\", line 1, in <module>\nZeroDivisionError: division by zero\n"},
 		{name: "no stdin", id: python, code: echo},
-		{name: "binary stdin", id: python, code: echo, stdin: megabyte, stdout: string(megabyte)},
-		{name: "stdin nobody reads", id: shell, code: "exit 4", stdin: megabyte, exit: 4},
+		{name: "binary stdin", id: python, code: echo, stdin: binary, stdout: string(binary)},
+		{name: "stdin nobody reads", id: shell, code: "exit 4", stdin: binary, exit: 4},
 		{name: "not UTF-8", id: shell, code: `printf 'a\377b'`, stdout: "a\xffb"},
 		{name: "who am I", id: shell, code: "id -u; pwd; echo $HOME; hostname", stdout: "0\n/root\n/root\nsandbox\n"},
 		{name: "no network", id: python, code: "import socket; print([n for _, n in socket.if_nameindex()])", stdout: "['lo']\n"},
@@ -61,8 +82,7 @@ func TestExec(t *testing.T) {
 	}
 }
 
-// ageOf prints the command lines of all processes that carry a mark in their
-// environment.
+// findMarked prints the processes that carry a mark in their environment.
 const findMarked = `for e in /proc/[0-9]*/environ; do tr '\0' '\n' <$e 2>/dev/null | grep -q ^MARK=%s$ && echo $e; done; true`
 
 func TestTimeoutEndsTheWholeTree(t *testing.T) {

@@ -18,6 +18,7 @@ import (
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon"
+	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/testenv"
 )
@@ -28,9 +29,10 @@ const installed = paths.Data(paths.DefaultData)
 // host is a daemon of the test's own, with real microVMs.
 type host struct {
 	*client.Client
-	cfg  daemon.Config
-	log  *lockedBuffer
-	stop func()
+	engine *engine.Engine
+	cfg    daemon.Config
+	log    *lockedBuffer
+	stop   func()
 }
 
 // newHost starts a daemon and ends it with the test. Its data directory holds
@@ -57,6 +59,7 @@ func newHost(t *testing.T, options ...func(*daemon.Config)) *host {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()
+	h.engine = d.Engine()
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	h.Client = client.New(d.Addr(), client.WithHTTPClient(&http.Client{Transport: transport}))
 	h.stop = sync.OnceFunc(func() {
