@@ -73,7 +73,8 @@ const harmless = "TCG doesn't support requested feature"
 // error; "" if there are none. What the machine printed is not trusted to be
 // harmless on a terminal.
 func logTail(path string) string {
-	const lines, width = 15, 300
+	// A kernel's panic message stands above its registers and stack.
+	const lines, width = 40, 300
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return ""

@@ -97,7 +97,7 @@ func TestLogTail(t *testing.T) {
 	text.WriteString("\x1b[2Jclear\xff\nqemu: warning: TCG doesn't support requested feature: x\n\n")
 	write(t, path, text.String())
 	got := strings.Split(logTail(path), "\n")
-	if len(got) != 15 || got[0] != "    line 86" || got[14] != "    [2Jclear?" {
+	if len(got) != 40 || got[0] != "    line 61" || got[39] != "    [2Jclear?" {
 		t.Errorf("got %q", got)
 	}
 	if got := logTail(path + "-missing"); got != "" {

@@ -22,6 +22,9 @@ import (
 // longer than the guest may take to power off.
 const killAfter = 25 * time.Second
 
+// errSilent is what a supervisor is accused of that died.
+var errSilent = errors.New("the supervisor ended without saying why")
+
 // Config says what a machine is started with.
 type Config struct {
 	// Listen is the address on this host where the machine's API is to answer.
@@ -66,7 +69,7 @@ func (m Machine) Start(ctx context.Context, cfg Config, report progress.Func) er
 		return fmt.Errorf("start machine %s: %w", m.Name, err)
 	}
 	if err := m.supervise(ctx, cfg, lock, report); err != nil {
-		err = fmt.Errorf("start machine %s: %w%s", m.Name, err, m.evidence())
+		err = fmt.Errorf("start machine %s: %w%s", m.Name, err, m.evidence(err))
 		return errors.Join(err, os.RemoveAll(m.Run))
 	}
 	return nil
@@ -178,7 +181,7 @@ func awaitReady(control io.Reader, report progress.Func) error {
 		err := events.Decode(&e)
 		switch {
 		case errors.Is(err, io.EOF):
-			return errors.New("the supervisor ended without saying why")
+			return errSilent
 		case err != nil:
 			return err
 		case e.Error != "":
@@ -191,12 +194,15 @@ func awaitReady(control io.Reader, report progress.Func) error {
 	}
 }
 
-// evidence returns what the machine printed last, to go below an error.
-func (m Machine) evidence() string {
+// evidence returns what was printed last by what is involved in err, to go below
+// it.
+func (m Machine) evidence(err error) string {
+	logs := []struct{ what, path string }{{"console", m.ConsoleLog()}, {"emberd", m.DaemonLog()}}
+	if errors.Is(err, errSilent) {
+		logs = append(logs, struct{ what, path string }{"supervisor", m.supervisorLog()})
+	}
 	var text strings.Builder
-	for _, log := range []struct{ what, path string }{
-		{"console", m.ConsoleLog()}, {"emberd", m.DaemonLog()}, {"supervisor", m.supervisorLog()},
-	} {
+	for _, log := range logs {
 		if tail := logTail(log.path); tail != "" {
 			_, _ = fmt.Fprintf(&text, "\n  %s:\n%s", log.what, tail)
 		}
