@@ -160,7 +160,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.log.Info("emberd is shutting down")
 	case err := <-served:
 		errs = append(errs, fmt.Errorf("serve: %w", err))
-		served <- nil
+		served <- http.ErrServerClosed
 	}
 	// First the sandboxes, so that the requests that wait for them get their
 	// answer, then the requests.
@@ -170,7 +170,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := srv.Shutdown(stop); err != nil {
 		errs = append(errs, err, srv.Close())
 	}
-	<-served
+	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
+		errs = append(errs, err)
+	}
 	return errors.Join(append(errs, d.Close(ctx))...)
 }
 

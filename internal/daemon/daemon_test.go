@@ -24,7 +24,7 @@ func TestMain(m *testing.M) {
 // fakeConfig is a daemon over fake VMMs.
 func fakeConfig(t *testing.T) Config {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fc") // short: it holds sockets
+	dir, err := os.MkdirTemp("", "fc") //nolint:usetesting // its sockets need a short path
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -232,12 +232,12 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack) error {
 		return err
 	}
 	en.sb = running
-	e.wg.Go(func() { e.watch(en, vm) })
+	e.wg.Go(func() { e.watch(context.WithoutCancel(ctx), en, vm) })
 	return nil
 }
 
 // watch takes a sandbox off the list when its VM ends on its own.
-func (e *Engine) watch(en *entry, vm *provision.VM) {
+func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
 	select {
 	case <-en.gone:
 		return
@@ -247,7 +247,7 @@ func (e *Engine) watch(en *entry, vm *provision.VM) {
 	if sb.State == sandbox.Running {
 		e.cfg.Log.Error("microVM ended unexpectedly", "sandbox_id", sb.ID, "pack", sb.Pack)
 	}
-	if err := e.takeDown(context.Background(), en); err != nil {
+	if err := e.takeDown(ctx, en); err != nil {
 		e.cfg.Log.Error("sandbox was not cleared", "sandbox_id", sb.ID, "err", err)
 	}
 }

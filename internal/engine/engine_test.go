@@ -82,7 +82,7 @@ func newFixture(t *testing.T, options ...func(*provision.ColdConfig)) *fixture {
 // which a test's own directory may not.
 func shortDir(t *testing.T) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fc")
+	dir, err := os.MkdirTemp("", "fc") //nolint:usetesting // its sockets need a short path
 	if err != nil {
 		t.Fatal(err)
 	}

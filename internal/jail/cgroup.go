@@ -61,7 +61,7 @@ func openCgroups(root, name string) (cgroupTree, error) {
 			return t, fmt.Errorf("cgroup v2 has no %s controller at %s; it offers %q", c, root, bytes.TrimSpace(available))
 		}
 	}
-	if err := os.MkdirAll(t.path(""), 0o755); err != nil {
+	if err := os.MkdirAll(t.path(""), 0o700); err != nil {
 		return t, fmt.Errorf("cgroup: %w", err)
 	}
 	enable := []byte("+" + strings.Join(controllers, " +"))
@@ -96,7 +96,7 @@ func (t cgroupTree) children() ([]string, error) {
 
 // create makes the cgroup of one VMM. On error it is gone again.
 func (t cgroupTree) create(child string, limits map[string]string) error {
-	if err := os.Mkdir(t.path(child), 0o755); err != nil {
+	if err := os.Mkdir(t.path(child), 0o700); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
 	for file, value := range limits {

@@ -109,8 +109,7 @@ func TestEveryFieldOfARecordIsSaved(t *testing.T) {
 		if typ.Kind() != reflect.Struct || typ == reflect.TypeFor[time.Time]() {
 			return
 		}
-		for f := range typ.NumField() {
-			field := typ.Field(f)
+		for field := range typ.Fields() {
 			tag := field.Tag.Get("json")
 			if !field.IsExported() || tag == "" || tag == "-" {
 				t.Errorf("%s.%s is not saved", typ, field.Name)

@@ -90,7 +90,7 @@ func TestTimeoutEndsTheWholeTree(t *testing.T) {
 	id := h.create(t, "shell")
 	for name, code := range map[string]string{
 		"sleeper":  "sleep 600",
-		"setsid":   "setsid sleep 600 & setsid setsid sleep 600 & sleep 600",
+		"setsid":   "setsid sleep 600 & setsid sh -c 'setsid sleep 600' & sleep 600",
 		"orphans":  "(setsid sleep 600 &) ; (setsid sleep 600 &) ; sleep 600",
 		"stubborn": "trap '' TERM INT HUP; while :; do sleep 600; done",
 	} {

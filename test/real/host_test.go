@@ -83,7 +83,7 @@ func newHost(t *testing.T, options ...func(*daemon.Config)) *host {
 // linkData makes a data directory on the filesystem of the installed one.
 func linkData(t *testing.T) paths.Data {
 	t.Helper()
-	dir, err := os.MkdirTemp(string(installed), "test-")
+	dir, err := os.MkdirTemp(string(installed), "test-") //nolint:usetesting // jails need the filesystem of the packs
 	if err != nil {
 		t.Fatal(err)
 	}
