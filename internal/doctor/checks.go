@@ -87,8 +87,12 @@ func checkAdvisories(ctx context.Context, env Env, _ KVM) Result {
 		setupCommand+" --firecracker DIR with release "+recommended)
 }
 
-func checkKernel(_ context.Context, env Env, _ KVM) Result {
-	for _, path := range []string{env.Data.Vmlinux(), env.Data.Vmlinuz(), env.Data.Modules()} {
+func checkKernel(_ context.Context, env Env, kvm KVM) Result {
+	paths := []string{env.Data.Vmlinux(), env.Data.Modules()}
+	if !kvm.Usable {
+		paths = append(paths, env.Data.Vmlinuz()) // what the machine boots
+	}
+	for _, path := range paths {
 		if _, err := os.Stat(path); err != nil {
 			return fail("the kernel is not complete: "+cause(err), setupCommand)
 		}
