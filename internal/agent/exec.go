@@ -162,7 +162,7 @@ func (e execReplies) read(ctx context.Context, stream io.Reader) (Exit, error) {
 		case agentv1.FrameExit:
 			exit, err := e.exit(payload)
 			if err == nil {
-				err = expectEnd(frames)
+				err = expectEnd(stream)
 			}
 			if err != nil {
 				return Exit{}, err

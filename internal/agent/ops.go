@@ -209,16 +209,14 @@ func next(frames *agentv1.FrameReader) (agentv1.FrameType, []byte, error) {
 	return 0, nil, fmt.Errorf("%w: %s", errGuest, printable(m.GetMessage()))
 }
 
-// expectEnd makes sure that the stream is over.
-func expectEnd(frames *agentv1.FrameReader) error {
-	_, _, err := frames.Next()
-	if errors.Is(err, io.EOF) {
-		return nil
+// expectEnd waits until the stream is over and makes sure that it brings nothing
+// more. How it ends is of no account: all there was to know is known.
+func expectEnd(stream io.Reader) error {
+	var more [1]byte
+	if _, err := io.ReadFull(stream, more[:]); err == nil {
+		return fmt.Errorf("%w: it goes on after the last frame", errProtocol)
 	}
-	if err == nil {
-		err = errors.New("a frame after the last one")
-	}
-	return fmt.Errorf("%w: %w", errProtocol, err)
+	return nil
 }
 
 // printable is what may be shown of a text from the guest.

@@ -123,6 +123,47 @@ func TestExecUnreadStdin(t *testing.T) {
 	}
 }
 
+// The same through a proxy that closes its socket while input still comes in:
+// the kernel then resets the connection behind the exit.
+func TestExecUnreadStdinThroughProxy(t *testing.T) {
+	s := open(t, agenttest.Config{})
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const execs = 20
+	proxied := make(chan struct{})
+	go func() {
+		defer close(proxied)
+		for range execs {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			stream, err := s.OpenStream(t.Context())
+			if err != nil {
+				return
+			}
+			go func() { _, _ = io.Copy(stream, conn) }()
+			_, _ = io.Copy(conn, stream)
+			_ = conn.Close()
+			_ = stream.Close()
+		}
+	}()
+	for range execs {
+		conn, err := net.Dial("unix", l.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		exit, err := agent.Exec(t.Context(), conn, agent.Command{Code: "exit 7"}, agent.Stdio{Stdin: zeros{}})
+		if err != nil || exit.Code != 7 {
+			t.Fatalf("exit %+v, error %v", exit, err)
+		}
+	}
+	_ = l.Close()
+	<-proxied
+}
+
 func TestExecReturnsThoughStdinBlocks(t *testing.T) {
 	s := open(t, agenttest.Config{})
 	r, w := io.Pipe()
