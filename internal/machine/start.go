@@ -163,10 +163,10 @@ func (m Machine) supervise(ctx context.Context, cfg Config, lock *os.File, repor
 	}()
 
 	defer context.AfterFunc(ctx, func() { _ = control.Close() })()
-	if err := json.NewEncoder(control).Encode(spec{Machine: m, Listen: cfg.Listen, Vmlinuz: cfg.Data.Vmlinuz()}); err != nil {
-		return err
+	err = json.NewEncoder(control).Encode(spec{Machine: m, Listen: cfg.Listen, Vmlinuz: cfg.Data.Vmlinuz()})
+	if err == nil {
+		err = awaitReady(control, report)
 	}
-	err = awaitReady(control, report)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
