@@ -44,6 +44,12 @@ type Stdio struct {
 	Stdout, Stderr io.Writer
 }
 
+// empty tells whether there is surely no input, which saves a packet.
+func (s Stdio) empty() bool {
+	known, ok := s.Stdin.(interface{ Len() int })
+	return s.Stdin == nil || ok && known.Len() == 0
+}
+
 // Exit is how a program ended, as the guest tells it.
 type Exit struct {
 	// Code is the exit status, 0 to 255, and 128+Signal if a signal ended the
@@ -88,7 +94,7 @@ func Exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio) (Exit,
 func exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio, fail context.CancelCauseFunc) (Exit, error) {
 	w := agentv1.NewFrameWriter(stream)
 	replies := execReplies{stdio: stdio, limited: cmd.Timeout > 0}
-	if stdio.Stdin == nil {
+	if stdio.empty() {
 		err := w.QueueMessage(agentv1.FrameRequest, cmd.request())
 		if err == nil {
 			err = w.Write(agentv1.FrameStdinEnd, nil)
