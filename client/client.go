@@ -125,7 +125,7 @@ const TimedOut = "execution timed out"
 // the program is killed.
 func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error) {
 	req := rest.ExecRequest{Code: p.Code, TimeoutMS: milliseconds(p.Timeout)}
-	if utf8.Valid(p.Stdin) {
+	if asText(p.Stdin) {
 		req.Stdin = string(p.Stdin)
 	} else {
 		req.StdinBase64 = p.Stdin
@@ -145,6 +145,21 @@ func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error)
 		Duration: time.Duration(res.DurationUS) * time.Microsecond,
 		Err:      res.Error,
 	}, nil
+}
+
+// asText reports whether b is best sent as a JSON string: whether it can be, and
+// is no longer that way than in base64. A NUL takes six bytes as text.
+func asText(b []byte) bool {
+	if !utf8.Valid(b) {
+		return false
+	}
+	escaped := 0
+	for _, c := range b {
+		if c < ' ' && c != '\n' && c != '\t' && c != '\r' {
+			escaped++
+		}
+	}
+	return escaped <= len(b)/15 // five bytes more each, against a third more
 }
 
 // Delete ends the sandbox id and everything in it.

@@ -62,6 +62,11 @@ func TestExec(t *testing.T) {
 			response: `{"stdout":"<ü>\n","stderr":"e","exit_code":3,"duration_ms":13,"duration_us":13021}`,
 			want:     Result{Stdout: []byte("<ü>\n"), Stderr: []byte("e"), ExitCode: 3, Duration: 13021 * time.Microsecond},
 		}, {
+			name: "text that is longer than its bytes", program: Program{Code: "x", Stdin: []byte{0, 1}},
+			request:  `{"code":"x","stdin_base64":"AAE="}`,
+			response: `{"stdout":"","stderr":"","exit_code":0,"duration_ms":0,"duration_us":1}`,
+			want:     Result{Stdout: []byte{}, Stderr: []byte{}, Duration: time.Microsecond},
+		}, {
 			name: "bytes", program: Program{Code: "x", Stdin: []byte{0, 0xff}},
 			request:  `{"code":"x","stdin_base64":"AP8="}`,
 			response: `{"stdout":"\ufffd","stderr":"","stdout_base64":"/w==","exit_code":0,"duration_ms":0,"duration_us":1}`,

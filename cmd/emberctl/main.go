@@ -130,6 +130,9 @@ func hintFor(err error, code int, command string) string {
 	if e, ok := errors.AsType[*client.Error](err); ok && e.Code == string(sandbox.CodeUnknownPack) {
 		return "emberctl info lists the packs that emberd has"
 	}
+	if e, ok := errors.AsType[*client.Error](err); ok && e.Code == string(sandbox.CodeTooLarge) {
+		return "code and standard input travel in one request; bytes that are not text take a third more"
+	}
 	if code == exitUsage {
 		return command + " --help"
 	}

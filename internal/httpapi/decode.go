@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
@@ -33,7 +34,7 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]b
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
 	_ = deadline.SetReadDeadline(time.Time{})
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, &sandbox.Error{Code: sandbox.CodeTooLarge, Message: "request body too large"}
+		return nil, &sandbox.Error{Code: sandbox.CodeTooLarge, Message: fmt.Sprintf("request body too large: the limit is %d bytes", limit)}
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, &httpError{http.StatusRequestTimeout, sandbox.Invalid("request body took too long")}

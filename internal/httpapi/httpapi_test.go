@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -27,7 +28,7 @@ func TestAnswers(t *testing.T) {
 		notFound  = `{"error":"sandbox not found","code":"not_found"}`
 		noRoute   = `{"error":"no such route","code":"not_found"}`
 		noMethod  = `{"error":"method not allowed","code":"invalid_request"}`
-		tooLarge  = `{"error":"request body too large","code":"too_large"}`
+		tooLarge  = `{"error":"request body too large: the limit is %d bytes","code":"too_large"}`
 		internal  = `{"error":"internal error","code":"internal"}`
 	)
 	hostile := errors.New("open /var/lib/emberd/jail/secret: permission denied")
@@ -56,7 +57,7 @@ func TestAnswers(t *testing.T) {
 		{name: "create, shutting down", method: "POST", path: "/sandboxes", engine: &fakeEngine{err: sandbox.ErrClosing}, status: 503, want: `{"error":"emberd is shutting down","code":"shutting_down"}`},
 		{name: "create, internal", method: "POST", path: "/sandboxes", engine: &fakeEngine{err: hostile}, status: 500, want: internal},
 		{name: "create, 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10), status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
-		{name: "create, over 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10+1), status: 413, want: tooLarge},
+		{name: "create, over 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10+1), status: 413, want: fmt.Sprintf(tooLarge, 4<<10)},
 
 		{name: "exec", method: "POST", path: exec, body: `{"code":"print(6*7)"}`,
 			engine: &fakeEngine{result: sandbox.ExecResult{Stdout: []byte("42\n"), Duration: 13021 * time.Microsecond}},
@@ -91,7 +92,7 @@ func TestAnswers(t *testing.T) {
 		{name: "exec, NUL", method: "POST", path: exec, body: `{"code":"a\u0000b"}`, status: 400, want: `{"error":"code must not contain NUL","code":"invalid_request"}`},
 		{name: "exec, two inputs", method: "POST", path: exec, body: `{"code":"1","stdin":"a","stdin_base64":"YQ=="}`, status: 400, want: `{"error":"give stdin or stdin_base64, not both","code":"invalid_request"}`},
 		{name: "exec, 1 MiB", method: "POST", path: exec, body: padded(`{"code":"1"}`, 1<<20), status: 200, want: `{"stdout":"","stderr":"","exit_code":0,"duration_ms":0,"duration_us":0}`},
-		{name: "exec, over 1 MiB", method: "POST", path: exec, body: padded(`{"code":"1"}`, 1<<20+1), status: 413, want: tooLarge},
+		{name: "exec, over 1 MiB", method: "POST", path: exec, body: padded(`{"code":"1"}`, 1<<20+1), status: 413, want: fmt.Sprintf(tooLarge, 1<<20)},
 		{name: "exec, unknown id", method: "POST", path: "/sandboxes/sb_000000000000/exec", body: `{"code":"1"}`, status: 404, want: notFound},
 		{name: "exec, malformed id", method: "POST", path: "/sandboxes/sb_A1B2C3D4E5F6/exec", body: `{"code":"1"}`, status: 404, want: notFound},
 		{name: "exec, lost", method: "POST", path: exec, body: `{"code":"1"}`, engine: &fakeEngine{err: sandbox.ErrLost.Because(hostile)}, status: 502, want: `{"error":"the microVM ended while the program ran; its exit code is unknown","code":"sandbox_lost"}`},

@@ -92,6 +92,9 @@ func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
 	}
 }
 
+// errEnded is a VMM that is gone before its guest was up.
+var errEnded = errors.New("the VMM ended before the guest was up")
+
 // errStalled is a guest that runs and never says hello.
 var errStalled = errors.New("the guest did not say hello in time")
 
@@ -134,15 +137,16 @@ func (c *Cold) hello(ctx context.Context, fc *firecracker.VM) (*agent.Session, e
 			}
 			return session, err
 		}
-		if ctx.Err() == nil && !errors.Is(err, vsock.ErrRefused) {
-			return nil, err
+		next := tick.C
+		if !errors.Is(err, vsock.ErrRefused) {
+			next = nil // the socket is of no use any more
 		}
 		select {
 		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		case <-fc.Done():
-			return nil, errors.New("the VMM ended before the guest was up")
-		case <-tick.C:
+			return nil, errEnded
+		case <-next:
 		}
 	}
 }
