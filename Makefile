@@ -34,6 +34,10 @@ test-unit: ## the tests that need neither root nor KVM
 test-real: build ## the tests of real microVMs, inside the machine
 	./test/real.sh
 
+.PHONY: bench
+bench: build ## what a sandbox's life costs, inside the machine
+	./test/real.sh -test.run '^$$' -test.bench . -test.benchtime 1x
+
 .PHONY: fuzz
 fuzz: ## each decoder of foreign bytes, some seconds each
 	./test/fuzz.sh

@@ -20,52 +20,53 @@ for _ in range(20):
     print(int((time.perf_counter() - began) * 1e6))
 `
 
-// TestMeasure prints what the parts of a sandbox's life take, and their ratio
-// to P, the start of a cold interpreter in the same sandbox. It asserts nothing:
-// machines differ.
-func TestMeasure(t *testing.T) {
+// BenchmarkLife measures the parts of a sandbox's life, twenty times each, and
+// states them in P, the time that a cold interpreter takes to start in the same
+// sandbox. Milliseconds differ from host to host, and these ratios do not.
+func BenchmarkLife(b *testing.B) {
 	const n = 20
-	h := newHost(t)
-	var creates, execs, deletes []time.Duration
-	for range n {
-		began := time.Now()
-		id := h.create(t, "python")
-		creates = append(creates, time.Since(began))
-		began = time.Now()
-		if err := h.Delete(t.Context(), id); err != nil {
-			t.Fatal(err)
-		}
-		deletes = append(deletes, time.Since(began))
-	}
-	id := h.create(t, "python")
-	idle := pss(t, h.vmm(t, id))
-	res, err := h.Exec(t.Context(), id, client.Program{Code: measureP})
+	h := newHost(b)
+	id := h.create(b, "python")
+	idle := pss(b, h.vmm(b, id))
+	res, err := h.Exec(b.Context(), id, client.Program{Code: measureP})
 	if err != nil || res.ExitCode != 0 {
-		t.Fatalf("%q, %v", res.Stderr, err)
+		b.Fatalf("%q, %v", res.Stderr, err)
 	}
 	var ps []time.Duration
 	for line := range strings.FieldsSeq(string(res.Stdout)) {
 		us, err := strconv.Atoi(line)
 		if err != nil {
-			t.Fatal(err)
+			b.Fatal(err)
 		}
 		ps = append(ps, time.Duration(us)*time.Microsecond)
 	}
-	for range n {
+	took := map[string][]time.Duration{}
+	measure := func(what string, f func() error) {
 		began := time.Now()
-		if _, err := h.Exec(t.Context(), id, client.Program{Code: "print(6*7)"}); err != nil {
-			t.Fatal(err)
+		if err := f(); err != nil {
+			b.Fatal(err)
 		}
-		execs = append(execs, time.Since(began))
+		took[what] = append(took[what], time.Since(began))
+	}
+	for range n {
+		measure("exec", func() error {
+			_, err := h.Exec(b.Context(), id, client.Program{Code: "print(6*7)"})
+			return err
+		})
+		var other string
+		measure("create", func() (err error) { other, err = h.Create(b.Context(), "python"); return err })
+		measure("delete", func() error { return h.Delete(b.Context(), other) })
 	}
 	p := median(ps)
-	t.Logf("P       p50 %8v", p.Round(time.Millisecond))
-	for name, took := range map[string][]time.Duration{"create": creates, "exec": execs, "delete": deletes} {
+	b.ReportMetric(0, "ns/op")
+	b.ReportMetric(float64(p.Milliseconds()), "P-ms")
+	for what, took := range took {
 		m := median(took)
-		t.Logf("%-7s p50 %8v  %5.2f P  p95 %v", name, m.Round(time.Millisecond), float64(m)/float64(p),
-			took[len(took)*95/100].Round(time.Millisecond))
+		b.ReportMetric(float64(m.Milliseconds()), what+"-ms")
+		b.ReportMetric(float64(m)/float64(p), what+"-P")
 	}
-	t.Logf("PSS of the VMM: %d KiB idle, %d KiB after %d execs", idle, pss(t, h.vmm(t, id)), n+1)
+	b.ReportMetric(float64(idle)/1024, "idle-PSS-MiB")
+	b.ReportMetric(float64(pss(b, h.vmm(b, id)))/1024, "used-PSS-MiB")
 }
 
 // median sorts took.

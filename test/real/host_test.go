@@ -38,7 +38,7 @@ type host struct {
 // newHost starts a daemon and ends it with the test. Its data directory holds
 // hard links to what is installed, so its jails are its own. When the daemon
 // has ended, the test fails if anything is left of it.
-func newHost(t *testing.T, options ...func(*daemon.Config)) *host {
+func newHost(t testing.TB, options ...func(*daemon.Config)) *host {
 	t.Helper()
 	testenv.Real(t)
 	before := takeState(t)
@@ -81,7 +81,7 @@ func newHost(t *testing.T, options ...func(*daemon.Config)) *host {
 }
 
 // linkData makes a data directory on the filesystem of the installed one.
-func linkData(t *testing.T) paths.Data {
+func linkData(t testing.TB) paths.Data {
 	t.Helper()
 	dir, err := os.MkdirTemp(string(installed), "test-") //nolint:usetesting // jails need the filesystem of the packs
 	if err != nil {
@@ -115,7 +115,7 @@ func linkData(t *testing.T) paths.Data {
 }
 
 // create makes a sandbox that ends with the test, if it has not before.
-func (h *host) create(t *testing.T, pack string) string {
+func (h *host) create(t testing.TB, pack string) string {
 	t.Helper()
 	id, err := h.Create(t.Context(), pack)
 	if err != nil {
@@ -126,7 +126,7 @@ func (h *host) create(t *testing.T, pack string) string {
 
 // vmm is the process id of the VMM of a sandbox, found by its cgroup. The kernel
 // puts threads of its own there as well.
-func (h *host) vmm(t *testing.T, id string) int {
+func (h *host) vmm(t testing.TB, id string) int {
 	t.Helper()
 	procs, err := filepath.Glob("/sys/fs/cgroup/emberd-*/" + strings.ReplaceAll(id, "_", "-") + "/cgroup.procs")
 	if err != nil || len(procs) != 1 {
@@ -157,7 +157,7 @@ type state map[string]bool
 
 // takeState lists the host's processes, cgroups, mounts, network namespaces and
 // this process's descriptors.
-func takeState(t *testing.T) state {
+func takeState(t testing.TB) state {
 	t.Helper()
 	s := state{}
 	procs, err := filepath.Glob("/proc/[0-9]*")
@@ -207,7 +207,7 @@ func field(status []byte, name string) string {
 
 // checkState fails the test if the host has something it had not before. What
 // ends by itself, as a thread of the runtime's does, is given a moment.
-func checkState(t *testing.T, before state) {
+func checkState(t testing.TB, before state) {
 	t.Helper()
 	var more []string
 	for range 50 {
@@ -227,7 +227,7 @@ func checkState(t *testing.T, before state) {
 }
 
 // checkEmpty fails the test if a daemon that has ended left files.
-func checkEmpty(t *testing.T, h *host) {
+func checkEmpty(t testing.TB, h *host) {
 	t.Helper()
 	for _, dir := range []string{filepath.Join(h.cfg.DataDir.Jails(), "firecracker"), h.cfg.RunDir.Sandboxes()} {
 		entries, err := os.ReadDir(dir)
@@ -241,7 +241,7 @@ func checkEmpty(t *testing.T, h *host) {
 }
 
 // openFiles counts what this process has open.
-func openFiles(t *testing.T) int {
+func openFiles(t testing.TB) int {
 	t.Helper()
 	entries, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
@@ -269,7 +269,7 @@ func (l *lockedBuffer) String() string {
 }
 
 // installedInit is the emberd-init that belongs to the emberd on this host.
-func installedInit(t *testing.T) string {
+func installedInit(t testing.TB) string {
 	t.Helper()
 	path, err := exec.LookPath("emberd-init")
 	if err != nil {
@@ -279,7 +279,7 @@ func installedInit(t *testing.T) string {
 }
 
 // pss is the proportional share of a process's memory, in KiB.
-func pss(t *testing.T, pid int) int {
+func pss(t testing.TB, pid int) int {
 	t.Helper()
 	rollup, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {
