@@ -58,6 +58,9 @@ func (d Data) Jails() string { return d.in("jail") }
 // Machine is where the disks of the machine are kept.
 func (d Data) Machine() string { return d.in("machine") }
 
+// Keys is the file of the API keys, as hashes.
+func (d Data) Keys() string { return d.in("keys.json") }
+
 // Run is the run directory.
 type Run string
 
@@ -67,6 +70,9 @@ func (r Run) in(elem ...string) string {
 
 // Lock is held by the one daemon that uses this run directory.
 func (r Run) Lock() string { return r.in("emberd.lock") }
+
+// Socket is where the daemon serves its API to this host.
+func (r Run) Socket() string { return r.in("emberd.sock") }
 
 // Sandboxes is the directory of sandbox records, one file each.
 func (r Run) Sandboxes() string { return r.in("sandboxes") }

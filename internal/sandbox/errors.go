@@ -10,15 +10,17 @@ type Code string
 
 // The closed set of codes.
 const (
-	CodeInvalid     Code = "invalid_request"
-	CodeUnknownPack Code = "unknown_pack"
-	CodeNotFound    Code = "not_found"
-	CodeTooLarge    Code = "too_large"
-	CodeBoot        Code = "boot_failed"
-	CodeLost        Code = "sandbox_lost"
-	CodeClosing     Code = "shutting_down"
-	CodeCanceled    Code = "canceled"
-	CodeInternal    Code = "internal"
+	CodeInvalid      Code = "invalid_request"
+	CodeUnauthorized Code = "unauthorized" // no API key, or none that is valid
+	CodeForbidden    Code = "forbidden"    // not from there, whoever asks
+	CodeUnknownPack  Code = "unknown_pack"
+	CodeNotFound     Code = "not_found"
+	CodeTooLarge     Code = "too_large"
+	CodeBoot         Code = "boot_failed"
+	CodeLost         Code = "sandbox_lost"
+	CodeClosing      Code = "shutting_down"
+	CodeCanceled     Code = "canceled"
+	CodeInternal     Code = "internal"
 )
 
 // Error is an error meant for the client: its message names no path, address
