@@ -28,7 +28,7 @@ test: test-unit test-real ## every test, with real microVMs in the machine
 
 .PHONY: test-unit
 test-unit: ## the tests that need neither root nor KVM
-	go test -race ./...
+	./test/unit.sh
 
 .PHONY: test-real
 test-real: build ## the tests of real microVMs, inside the machine

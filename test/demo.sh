@@ -33,4 +33,4 @@ else
 fi
 
 say "emberctl run 'print(6*7)'"
-bin/emberctl run 'print(6*7)'
+bin/emberctl run 'print(6*7)' </dev/null

@@ -1,12 +1,13 @@
 # Shell functions that the scripts here share.
 
-# need PROGRAM PACKAGE installs the Debian package that has the program, if the
-# program is missing.
+# need PROGRAM PACKAGE... installs the Debian packages that have the program, if
+# the program is missing.
 need() {
 	command -v "$1" >/dev/null && return
+	shift
 	local sudo=
 	[[ $EUID -eq 0 ]] || sudo=sudo
-	echo "== installing $2"
+	echo "== installing $*"
 	$sudo apt-get update -qq
-	DEBIAN_FRONTEND=noninteractive $sudo apt-get install -y -qq --no-install-recommends "$2" >/dev/null
+	$sudo env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >/dev/null
 }

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -21,10 +20,15 @@ import (
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/testenv"
+	"github.com/emberd/emberd/internal/testenv/oracle"
 )
 
 // installed is the data directory with what real microVMs are made of.
 const installed = paths.Data(paths.DefaultData)
+
+// guarded is what no test may change: what is installed, and this host's
+// accounts and logs.
+var guarded = []string{filepath.Join(string(installed), "firecracker"), "/etc"}
 
 // host is a daemon of the test's own, with real microVMs.
 type host struct {
@@ -41,7 +45,10 @@ type host struct {
 func newHost(t testing.TB, options ...func(*daemon.Config)) *host {
 	t.Helper()
 	testenv.Real(t)
-	before := takeState(t)
+	whole := lookAt
+	whole.Process = os.Getpid()
+	whole.Guarded = guarded
+	before := take(t, whole)
 
 	data := linkData(t)
 	h := &host{log: &lockedBuffer{}, cfg: daemon.NewConfig()}
@@ -151,49 +158,30 @@ func (h *host) vmm(t testing.TB, id string) int {
 	return 0
 }
 
-// state is everything on the host that sandboxes might leave behind. Each item
-// is a line that says what it is.
-type state map[string]bool
+// lookAt is what the oracle looks at in every test: the host as a whole. The
+// files of a test's own daemon are asked for once it has ended.
+var lookAt = oracle.Config{FirstUser: 0x656d0000, Users: 0x10000}
 
-// takeState lists the host's processes, cgroups, mounts, network namespaces and
-// this process's descriptors.
-func takeState(t testing.TB) state {
+// takeState is the state of the host, without this process's own.
+func takeState(t *testing.T) *oracle.Snapshot {
 	t.Helper()
-	s := state{}
-	procs, err := filepath.Glob("/proc/[0-9]*")
+	return take(t, lookAt)
+}
+
+func take(t *testing.T, cfg oracle.Config) *oracle.Snapshot {
+	t.Helper()
+	s, err := oracle.Take(cfg)
 	if err != nil {
 		t.Fatal(err)
-	}
-	for _, p := range procs {
-		stat, err := os.ReadFile(p + "/status")
-		if err != nil {
-			continue // it has ended since
-		}
-		if field(stat, "PPid") == "2" || field(stat, "Pid") == "2" {
-			continue // a thread of the kernel
-		}
-		s[fmt.Sprintf("process %s %s uid %s", field(stat, "Pid"), field(stat, "Name"), field(stat, "Uid"))] = true
-		if ns, err := os.Readlink(p + "/ns/net"); err == nil {
-			s["netns "+ns] = true
-		}
-	}
-	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
-		if err == nil && d.IsDir() {
-			s["cgroup "+path] = true
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for line := range strings.Lines(string(mounts)) {
-		s["mount "+line] = true
 	}
 	return s
+}
+
+// checkState fails the test if anything is wrong with the host that was not
+// before.
+func checkState(t *testing.T, before *oracle.Snapshot) {
+	t.Helper()
+	oracle.Check(t, before)
 }
 
 func field(status []byte, name string) string {
@@ -205,29 +193,9 @@ func field(status []byte, name string) string {
 	return ""
 }
 
-// checkState fails the test if the host has something it had not before. What
-// ends by itself, as a thread of the runtime's does, is given a moment.
-func checkState(t testing.TB, before state) {
-	t.Helper()
-	var more []string
-	for range 50 {
-		more = nil
-		for item := range takeState(t) {
-			if !before[item] {
-				more = append(more, item)
-			}
-		}
-		if len(more) == 0 {
-			return
-		}
-		time.Sleep(20 * time.Millisecond)
-	}
-	slices.Sort(more)
-	t.Errorf("left behind:\n%s", strings.Join(more, "\n"))
-}
-
-// checkEmpty fails the test if a daemon that has ended left files.
-func checkEmpty(t testing.TB, h *host) {
+// checkEmpty fails the test if a daemon that has ended left files, or anything
+// in its log that does not belong there.
+func checkEmpty(t *testing.T, h *host) {
 	t.Helper()
 	for _, dir := range []string{filepath.Join(h.cfg.DataDir.Jails(), "firecracker"), h.cfg.RunDir.Sandboxes()} {
 		entries, err := os.ReadDir(dir)
@@ -238,6 +206,7 @@ func checkEmpty(t testing.TB, h *host) {
 			t.Errorf("left behind: %s", filepath.Join(dir, e.Name()))
 		}
 	}
+	oracle.Report(t, oracle.Log([]byte(h.log.String())))
 }
 
 // openFiles counts what this process has open.
