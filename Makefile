@@ -7,10 +7,6 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/emberd/emberd/internal/version.Version=$(VERSION)
 GOLANGCI_LINT_VERSION := v2.15.0
 
-# Where downloads, packs and the machine's disks go. The tests and the demo use
-# the same place as an installed emberd, so nothing is fetched twice.
-DATA_DIR ?= /var/lib/emberd
-
 .PHONY: help
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
