@@ -13,7 +13,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon"
@@ -163,12 +162,12 @@ func (h *host) vmm(t testing.TB, id string) int {
 var lookAt = oracle.Config{FirstUser: 0x656d0000, Users: 0x10000}
 
 // takeState is the state of the host, without this process's own.
-func takeState(t *testing.T) *oracle.Snapshot {
+func takeState(t testing.TB) *oracle.Snapshot {
 	t.Helper()
 	return take(t, lookAt)
 }
 
-func take(t *testing.T, cfg oracle.Config) *oracle.Snapshot {
+func take(t testing.TB, cfg oracle.Config) *oracle.Snapshot {
 	t.Helper()
 	s, err := oracle.Take(cfg)
 	if err != nil {
@@ -179,7 +178,7 @@ func take(t *testing.T, cfg oracle.Config) *oracle.Snapshot {
 
 // checkState fails the test if anything is wrong with the host that was not
 // before.
-func checkState(t *testing.T, before *oracle.Snapshot) {
+func checkState(t testing.TB, before *oracle.Snapshot) {
 	t.Helper()
 	oracle.Check(t, before)
 }
@@ -195,7 +194,7 @@ func field(status []byte, name string) string {
 
 // checkEmpty fails the test if a daemon that has ended left files, or anything
 // in its log that does not belong there.
-func checkEmpty(t *testing.T, h *host) {
+func checkEmpty(t testing.TB, h *host) {
 	t.Helper()
 	for _, dir := range []string{filepath.Join(h.cfg.DataDir.Jails(), "firecracker"), h.cfg.RunDir.Sandboxes()} {
 		entries, err := os.ReadDir(dir)

@@ -294,7 +294,7 @@ func TestShutdownEndsEverySandbox(t *testing.T) {
 	for range 3 {
 		h.create(t, "shell")
 	}
-	failed := make(chan error)
+	failed := make(chan error, 1)
 	go func() {
 		_, err := h.Create(context.WithoutCancel(t.Context()), "shell")
 		failed <- err
