@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
+	"github.com/emberd/emberd/internal/x/printable"
 )
 
 // grace is how much longer than a program's limit the host waits to be told how
@@ -202,7 +203,7 @@ func (e execReplies) exit(payload []byte) (Exit, error) {
 		if m.GetCode() != 0 || m.GetSignal() != 0 || m.GetTimedOut() || m.GetDurationUs() != 0 {
 			return Exit{}, fmt.Errorf("%w: a program that did not start has an exit", errProtocol)
 		}
-		return Exit{StartError: printable(m.GetStartError())}, nil
+		return Exit{StartError: printable.Head(m.GetStartError(), maxText)}, nil
 	}
 	code, sig := m.GetCode(), m.GetSignal()
 	switch {

@@ -8,14 +8,13 @@ import (
 	"io"
 	"io/fs"
 	"net"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
 
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
+	"github.com/emberd/emberd/internal/x/printable"
 )
 
 // Bounds of what an agent says about itself.
@@ -206,7 +205,7 @@ func next(frames *agentv1.FrameReader) (agentv1.FrameType, []byte, error) {
 	if err := proto.Unmarshal(payload, &m); err != nil {
 		return 0, nil, fmt.Errorf("%w: error: %w", errProtocol, err)
 	}
-	return 0, nil, fmt.Errorf("%w: %s", errGuest, printable(m.GetMessage()))
+	return 0, nil, fmt.Errorf("%w: %s", errGuest, printable.Head(m.GetMessage(), maxText))
 }
 
 // expectEnd waits until the stream is over and makes sure that it brings nothing
@@ -217,15 +216,4 @@ func expectEnd(stream io.Reader) error {
 		return fmt.Errorf("%w: it goes on after the last frame", errProtocol)
 	}
 	return nil
-}
-
-// printable is what may be shown of a text from the guest.
-func printable(s string) string {
-	s = strings.ToValidUTF8(s[:min(len(s), maxText)], "\uFFFD")
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '\uFFFD'
-	}, s)
 }

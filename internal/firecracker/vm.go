@@ -19,6 +19,7 @@ import (
 	"github.com/emberd/emberd/internal/vsock"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/fault"
+	"github.com/emberd/emberd/internal/x/printable"
 )
 
 // Names of a VM's files in the root directory of its VMM.
@@ -126,7 +127,7 @@ func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (_ *VM
 	undo.Add(FaultLaunch, process.Kill)
 
 	if err := configure(ctx, process, cfg, faults); err != nil {
-		return nil, fmt.Errorf("boot microVM: %w\nconsole: %s", err, process.Console())
+		return nil, fmt.Errorf("boot microVM: %w\nconsole: %s", err, lastWords(process))
 	}
 	undo.Release()
 	return &VM{process: process}, nil
@@ -172,12 +173,19 @@ func (vm *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 // Done is closed when the VMM has ended, for whatever reason.
 func (vm *VM) Done() <-chan struct{} { return vm.process.Done() }
 
-// Console is the tail of the guest's console: bytes that nobody vouches for.
-func (vm *VM) Console() string { return vm.process.Console() }
+// Console is the end of what guest and VMM wrote to their console, in a form
+// that an error or a log can hold.
+func (vm *VM) Console() string { return lastWords(vm.process) }
 
 // Kill ends the microVM and removes everything that was made for it. It may be
 // called again.
 func (vm *VM) Kill(ctx context.Context) error { return vm.process.Kill(ctx) }
+
+// maxLastWords keeps a record of the log that quotes a console within 16 KiB,
+// whatever the guest wrote: a byte may take three.
+const maxLastWords = 4 << 10
+
+func lastWords(p Process) string { return printable.Tail(p.Console(), maxLastWords) }
 
 func joinUndo(err, undo error) error {
 	if undo == nil {
