@@ -65,8 +65,7 @@ func newCmd() *cobra.Command {
 	f.StringVar((*string)(&cfg.DataDir), "data-dir", string(cfg.DataDir), "where kernel, packs and jails are kept")
 	f.StringVar((*string)(&cfg.RunDir), "run-dir", string(cfg.RunDir), "where the state of running sandboxes is kept")
 	f.StringVar(&cfg.Init, "init", cfg.Init, "the emberd-init executable that becomes PID 1 of every guest")
-	f.IntVar(&cfg.Size.VCPUs, "guest-vcpus", cfg.Size.VCPUs, "virtual CPUs of each microVM")
-	f.IntVar(&cfg.Size.MemoryMiB, "guest-memory", cfg.Size.MemoryMiB, "memory of each microVM in MiB")
+	limitFlags(f, &cfg)
 	f.DurationVar(&cfg.BootTimeout, "boot-timeout", cfg.BootTimeout, "how long a microVM may take to become ready")
 	f.TextVar(&level, "log-level", level, "log what is at least this important: debug, info, warn or error")
 	return cmd

@@ -7,6 +7,9 @@ import (
 	"runtime"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
@@ -28,8 +31,10 @@ type Config struct {
 	RunDir  paths.Run
 	// Init is the emberd-init executable that becomes PID 1 of every guest.
 	Init string
-	// Size is what each microVM is given.
-	Size sandbox.Size
+	// Limits are what each sandbox is granted, and Capacity what all of them
+	// are together.
+	Limits   sandbox.Policy
+	Capacity engine.Capacity
 	// BootTimeout bounds the boot of one microVM.
 	BootTimeout time.Duration
 	// ParallelBoots is how many microVMs boot at a time.
@@ -48,11 +53,30 @@ func NewConfig() Config {
 		DataDir:       paths.DefaultData,
 		RunDir:        paths.DefaultRun,
 		Init:          besideExecutable("emberd-init"),
-		Size:          sandbox.DefaultSize,
+		Limits:        sandbox.DefaultPolicy(),
+		Capacity:      defaultCapacity(),
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
 		Log:           slog.New(slog.DiscardHandler),
 	}
+}
+
+// What a daemon that was told nothing promises its sandboxes together: all of
+// the host's memory but what the host itself needs, and each of its CPUs many
+// times over, as most sandboxes wait most of the time.
+const (
+	defaultSandboxes = 1000
+	hostReserveMiB   = 512
+	vcpusPerCPU      = 32
+)
+
+func defaultCapacity() engine.Capacity {
+	c := engine.Capacity{Sandboxes: defaultSandboxes, VCPUs: vcpusPerCPU * runtime.NumCPU()}
+	var host unix.Sysinfo_t
+	if err := unix.Sysinfo(&host); err == nil {
+		c.MemoryMiB = max(0, int(host.Totalram*uint64(host.Unit)>>20)-hostReserveMiB)
+	}
+	return c
 }
 
 // besideExecutable is the path of a program that is installed with this one.

@@ -53,7 +53,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		}
 	}()
 
-	if err := cfg.Size.Check(); err != nil {
+	if err := cfg.Limits.Check(); err != nil {
 		return nil, err
 	}
 	records, err := store.Open(cfg.RunDir)
@@ -66,7 +66,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, fmt.Errorf("%w; `emberctl setup` builds the packs", err)
 	}
 	info := rest.Info{
-		GuestRAMMiB: cfg.Size.MemoryMiB, GuestVCPUs: cfg.Size.VCPUs,
+		GuestRAMMiB: cfg.Limits.Default.MemoryMiB, GuestVCPUs: cfg.Limits.Default.VCPUs,
 		BootPath: string(sandbox.ColdBoot), Packs: packs.Names(), WorkDir: string(cfg.DataDir),
 		Versions: rest.Versions{Emberd: version.Version, HostKernel: hostKernel()},
 	}
@@ -81,7 +81,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
 	d.engine, err = engine.New(engine.Config{
-		Packs: packs, Store: records, Size: cfg.Size, Log: cfg.Log, Faults: cfg.Faults,
+		Packs: packs, Store: records, Limits: cfg.Limits, Capacity: cfg.Capacity, Log: cfg.Log, Faults: cfg.Faults,
 		Provisioner: provision.NewCold(provision.ColdConfig{
 			Launcher: launcher, Kernel: cfg.DataDir.Vmlinux(), Initrd: initrd,
 			Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Log: cfg.Log, Faults: cfg.Faults,
@@ -90,6 +90,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	d.release.Add("engine", d.engine.Close)
 	d.handler = httpapi.New(httpapi.Config{
 		Engine: d.engine, Log: cfg.Log,
 		Info:  func() rest.Info { return info },

@@ -110,7 +110,7 @@ func TestDaemonRefusesToStart(t *testing.T) {
 			cfg.Listen = other.Addr()
 		}, []string{"address already in use"}},
 		{"no room for a guest", func(_ *testing.T, cfg *Config) {
-			cfg.Size.MemoryMiB = 16
+			cfg.Limits.Default.MemoryMiB = 16
 		}, []string{"memory", "16"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

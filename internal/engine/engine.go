@@ -7,7 +7,9 @@
 //
 // The invariant: a sandbox that is listed as running has a VM, and a VM that
 // ended takes its sandbox off the list. Whoever creates, deletes, dies or shuts
-// down at the same time, each sandbox is torn down exactly once.
+// down at the same time, each sandbox is torn down exactly once. What sandboxes
+// may come to use together never exceeds the capacity, and none of them outlives
+// its deadlines.
 //
 // The engine asks a Provisioner for VMs and never sees a VMM; it knows no HTTP.
 package engine
@@ -46,7 +48,8 @@ type Config struct {
 	Packs       *pack.Registry
 	Provisioner provision.Provisioner
 	Store       *store.Store
-	Size        sandbox.Size
+	Limits      sandbox.Policy
+	Capacity    Capacity
 	Log         *slog.Logger
 	Faults      *fault.Set
 	// Now is the clock; nil means [time.Now].
@@ -57,12 +60,18 @@ type Config struct {
 // goroutines.
 type Engine struct {
 	cfg Config
-	// wg counts creates and the watchers of running VMs.
+	// wg counts creates, the watchers of running VMs, and what watches the
+	// deadlines, with the teardowns it begins.
 	wg sync.WaitGroup
+	// wake has whoever watches the deadlines look again; quit, which is closed,
+	// ends it.
+	wake chan struct{}
+	quit chan struct{}
 
-	mu      sync.Mutex
-	entries map[sandbox.ID]*entry
-	closing bool
+	mu       sync.Mutex
+	entries  map[sandbox.ID]*entry
+	promised Capacity
+	closing  bool
 }
 
 // entry is one sandbox in the table.
@@ -74,20 +83,47 @@ type entry struct {
 	// teardown is held by the one who takes the sandbox down.
 	teardown sync.Mutex
 
+	// began is when the sandbox was asked for, on the monotonic clock.
+	began time.Time
+
 	// mu guards what follows. It is never held across I/O.
 	mu sync.Mutex
 	sb sandbox.Sandbox
 	vm *provision.VM
+	// execs is how many programs run, and idleSince when the last of them ended.
+	execs     int
+	idleSince time.Time
+	// end is why the sandbox is taken down.
+	end reason
 }
 
-func (e *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.sb, e.vm
+func (en *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	sb := en.sb
+	if sb.State == sandbox.Running && en.execs == 0 {
+		sb.IdleExpiresAt = en.idleSince.Add(sb.Limits.IdleTimeout).UTC()
+	}
+	return sb, en.vm
 }
+
+// reason is why a sandbox is taken down, as people are told.
+type reason string
+
+const (
+	failed       reason = "it could not be created"
+	deleted      reason = "it was deleted"
+	expired      reason = "its lifetime was over"
+	idle         reason = "it was idle for too long"
+	ended        reason = "its microVM ended"
+	unresponsive reason = "its agent did not answer"
+	disconnected reason = "the connection to its agent broke"
+	closing      reason = "emberd is shutting down"
+)
 
 // New returns an engine with no sandboxes. Records that an earlier daemon left
-// are cleared: its VMs are gone by the time an engine is made.
+// are cleared: its VMs are gone by the time an engine is made. The caller closes
+// the engine.
 func New(cfg Config) (*Engine, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -102,7 +138,12 @@ func New(cfg Config) (*Engine, error) {
 			return nil, err
 		}
 	}
-	return &Engine{cfg: cfg, entries: make(map[sandbox.ID]*entry)}, nil
+	e := &Engine{
+		cfg: cfg, entries: make(map[sandbox.ID]*entry),
+		wake: make(chan struct{}, 1), quit: make(chan struct{}),
+	}
+	e.wg.Go(e.watchDeadlines)
+	return e, nil
 }
 
 // Ready returns nil as long as sandboxes can be created.
@@ -117,8 +158,15 @@ func (e *Engine) Ready() error {
 
 // Get returns one sandbox that is running.
 func (e *Engine) Get(id sandbox.ID) (sandbox.Sandbox, error) {
-	sb, _, err := e.running(id)
-	return sb, err
+	en := e.find(id)
+	if en == nil {
+		return sandbox.Sandbox{}, sandbox.ErrNotFound
+	}
+	sb, _ := en.snapshot()
+	if sb.State != sandbox.Running {
+		return sandbox.Sandbox{}, sandbox.ErrNotFound
+	}
+	return sb, nil
 }
 
 // List returns the sandboxes that are running, oldest first.
@@ -137,16 +185,11 @@ func (e *Engine) List() []sandbox.Sandbox {
 	return list
 }
 
-func (e *Engine) running(id sandbox.ID) (sandbox.Sandbox, *provision.VM, error) {
+// find returns the entry of id, nil if there is none.
+func (e *Engine) find(id sandbox.ID) *entry {
 	e.mu.Lock()
-	en := e.entries[id]
-	e.mu.Unlock()
-	if en != nil {
-		if sb, vm := en.snapshot(); sb.State == sandbox.Running {
-			return sb, vm, nil
-		}
-	}
-	return sandbox.Sandbox{}, nil, sandbox.ErrNotFound
+	defer e.mu.Unlock()
+	return e.entries[id]
 }
 
 // Create makes a sandbox and returns when it is ready for exec. When ctx ends
@@ -156,9 +199,13 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
+	limits, err := e.cfg.Limits.Resolve(spec.Limits)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	en, err := e.reserve(p, cancel)
+	en, err := e.reserve(p, limits, cancel)
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
@@ -167,8 +214,9 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	sb, _ := en.snapshot()
 	began := e.cfg.Now()
 	if err := e.bringUp(ctx, en, p); err != nil {
-		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.takeDown(ctx, en)))
+		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.takeDown(ctx, en, failed)))
 	}
+	e.lookAgain()
 	sb, _ = en.snapshot()
 	e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "pack", sb.Pack,
 		"boot_path", sb.BootPath, "duration_ms", e.cfg.Now().Sub(began).Milliseconds())
@@ -176,25 +224,32 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 }
 
 // reserve puts a new sandbox into the table, where Close and the next daemon
-// can see it. The caller owns one count of e.wg.
-func (e *Engine) reserve(p pack.Pack, abort context.CancelCauseFunc) (*entry, error) {
+// can see it, if there is room for it. The caller owns one count of e.wg.
+func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.CancelCauseFunc) (*entry, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.closing {
 		return nil, sandbox.ErrClosing
 	}
+	if err := e.admit(limits.Size); err != nil {
+		return nil, err
+	}
 	id := sandbox.NewID()
 	for e.entries[id] != nil {
 		id = sandbox.NewID()
 	}
+	now := e.cfg.Now()
 	en := &entry{
 		abort: abort,
 		gone:  make(chan struct{}),
+		began: now,
 		sb: sandbox.Sandbox{
-			ID: id, Pack: p.Name, Size: e.cfg.Size, State: sandbox.Creating, CreatedAt: e.cfg.Now().UTC(),
+			ID: id, Pack: p.Name, Limits: limits, State: sandbox.Creating,
+			CreatedAt: now.UTC(), ExpiresAt: now.Add(limits.Lifetime).UTC(),
 		},
 	}
 	e.entries[id] = en
+	e.promise(limits.Size)
 	e.wg.Add(1)
 	return en, nil
 }
@@ -209,7 +264,7 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack) error {
 	if err := e.cfg.Faults.Hit(FaultProvide); err != nil {
 		return err
 	}
-	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{ID: sb.ID, Pack: p, Size: sb.Size})
+	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{ID: sb.ID, Pack: p, Limits: sb.Limits})
 	if err != nil {
 		return err
 	}
@@ -232,32 +287,15 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack) error {
 		return err
 	}
 	en.sb = running
+	en.idleSince = e.cfg.Now()
 	e.wg.Go(func() { e.watch(context.WithoutCancel(ctx), en, vm) })
 	return nil
-}
-
-// watch takes a sandbox off the list when its VM ends on its own.
-func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
-	select {
-	case <-en.gone:
-		return
-	case <-vm.Done():
-	}
-	sb, _ := en.snapshot()
-	if sb.State == sandbox.Running {
-		e.cfg.Log.Error("microVM ended unexpectedly", "sandbox_id", sb.ID, "pack", sb.Pack)
-	}
-	if err := e.takeDown(ctx, en); err != nil {
-		e.cfg.Log.Error("sandbox was not cleared", "sandbox_id", sb.ID, "err", err)
-	}
 }
 
 // Delete ends a sandbox and returns when nothing is left of it. It is also true
 // for a sandbox that somebody else is deleting at the same time.
 func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
-	e.mu.Lock()
-	en := e.entries[id]
-	e.mu.Unlock()
+	en := e.find(id)
 	if en == nil {
 		return sandbox.ErrNotFound
 	}
@@ -266,28 +304,23 @@ func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
 		// Nobody was told this id yet.
 		return sandbox.ErrNotFound
 	}
-	return e.takeDown(ctx, en)
+	return e.takeDown(ctx, en, deleted)
 }
 
 // takeDown removes everything a sandbox has, then its record, then its place in
 // the table. A caller that comes second waits for the first, and tries again
-// what that could not do.
-func (e *Engine) takeDown(ctx context.Context, en *entry) error {
+// what that could not do; the first one's reason stands.
+func (e *Engine) takeDown(ctx context.Context, en *entry, why reason) error {
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	en.teardown.Lock()
 	defer en.teardown.Unlock()
 
-	en.mu.Lock()
-	if en.sb.State == sandbox.Gone {
-		en.mu.Unlock()
+	en.condemn(why)
+	sb, vm := en.snapshot()
+	if sb.State == sandbox.Gone {
 		return nil
 	}
-	if en.sb.State != sandbox.Deleting {
-		en.sb.State = en.sb.State.To(sandbox.Deleting)
-	}
-	sb, vm := en.sb, en.vm
-	en.mu.Unlock()
 
 	if vm != nil {
 		if err := vm.Kill(ctx); err != nil {
@@ -299,19 +332,42 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 	}
 	e.mu.Lock()
 	delete(e.entries, sb.ID)
+	e.release(sb.Limits.Size)
 	e.mu.Unlock()
 	en.mu.Lock()
 	en.sb.State = en.sb.State.To(sandbox.Gone)
+	why = en.end
 	en.mu.Unlock()
 	close(en.gone)
-	e.cfg.Log.Info("sandbox gone", "sandbox_id", sb.ID, "pack", sb.Pack)
+	e.cfg.Log.Info("sandbox gone", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
 	return nil
 }
 
+// condemn marks a sandbox as being taken down, so that nothing new begins in
+// it, and tells whether nobody had before.
+func (en *entry) condemn(why reason) bool {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	if en.sb.State == sandbox.Deleting || en.sb.State == sandbox.Gone {
+		return false
+	}
+	en.sentence(why)
+	return true
+}
+
+// sentence is condemn for a caller that holds en.mu and knows that nobody had.
+func (en *entry) sentence(why reason) {
+	en.sb.State = en.sb.State.To(sandbox.Deleting)
+	en.end = why
+}
+
 // Close refuses new sandboxes, aborts the creates that are under way, deletes
-// every sandbox and returns when all of it is done.
+// every sandbox and returns when all of it is done. It may be called again.
 func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
+	if !e.closing {
+		close(e.quit)
+	}
 	e.closing = true
 	all := slices.Collect(maps.Values(e.entries))
 	e.mu.Unlock()
@@ -327,7 +383,7 @@ func (e *Engine) Close(ctx context.Context) error {
 			if sb, _ := en.snapshot(); sb.State == sandbox.Creating {
 				return // its create takes it down
 			}
-			err := e.takeDown(ctx, en)
+			err := e.takeDown(ctx, en, closing)
 			mu.Lock()
 			defer mu.Unlock()
 			errs = append(errs, err)

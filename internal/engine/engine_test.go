@@ -60,8 +60,9 @@ func newFixture(t *testing.T, options ...func(*provision.ColdConfig)) *fixture {
 		o(&cold)
 	}
 	f.Engine, err = New(Config{
-		Packs: packs, Store: records, Size: sandbox.DefaultSize, Faults: f.faults,
-		Log: slog.New(slog.DiscardHandler), Provisioner: provision.NewCold(cold),
+		Packs: packs, Store: records, Limits: sandbox.DefaultPolicy(), Faults: f.faults,
+		Capacity: Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100},
+		Log:      slog.New(slog.DiscardHandler), Provisioner: provision.NewCold(cold),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -131,7 +132,7 @@ func TestLifeOfASandbox(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if sb.State != sandbox.Running || sb.Pack != "shell" || sb.BootPath != sandbox.ColdBoot || sb.Size != sandbox.DefaultSize {
+	if sb.State != sandbox.Running || sb.Pack != "shell" || sb.BootPath != sandbox.ColdBoot || sb.Limits.Size != sandbox.DefaultSize {
 		t.Errorf("created %+v", sb)
 	}
 	if got, err := f.Get(sb.ID); err != nil || got != sb {
@@ -140,8 +141,10 @@ func TestLifeOfASandbox(t *testing.T) {
 	if got := f.List(); !slices.Equal(got, []sandbox.Sandbox{sb}) {
 		t.Errorf("List = %+v", got)
 	}
+	recorded := sb
+	recorded.IdleExpiresAt = time.Time{}
 	records, err := f.cfg.Store.Load()
-	if err != nil || !slices.Equal(records, []sandbox.Sandbox{sb}) {
+	if err != nil || !slices.Equal(records, []sandbox.Sandbox{recorded}) {
 		t.Errorf("on disk: %+v, %v", records, err)
 	}
 	res, err := f.Exec(t.Context(), sb.ID, sandbox.ExecRequest{Code: "cat; echo err >&2; exit 3", Stdin: []byte("in")})
@@ -175,7 +178,7 @@ func TestExecResults(t *testing.T) {
 		{name: "signal", code: "kill -KILL $$", want: sandbox.ExecResult{ExitCode: 137}},
 		{name: "limit", code: "sleep 60", timeout: 100 * time.Millisecond, want: sandbox.ExecResult{ExitCode: -1, Err: sandbox.ErrTextTimedOut}},
 		{name: "too much output", code: "yes | head -c 20000000", want: sandbox.ExecResult{
-			Stdout: []byte(strings.Repeat("y\n", MaxOutput/2)), StdoutTruncated: true,
+			Stdout: []byte(strings.Repeat("y\n", sandbox.DefaultPolicy().Default.OutputBytes/2)), StdoutTruncated: true,
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -355,8 +358,12 @@ func TestRecordsOfADeadDaemonAreCleared(t *testing.T) {
 	if err := records.Put(sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Running}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := New(Config{Store: records, Log: slog.New(slog.DiscardHandler)}); err != nil {
+	e, err := New(Config{Store: records, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
 		t.Fatal(err)
+	}
+	if err := e.Close(t.Context()); err != nil {
+		t.Error(err)
 	}
 	if left, err := records.Load(); err != nil || len(left) > 0 {
 		t.Errorf("left: %v, %v", left, err)

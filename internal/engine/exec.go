@@ -2,7 +2,9 @@ package engine
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"fmt"
 	"time"
 
 	"github.com/emberd/emberd/internal/agent"
@@ -10,27 +12,28 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// MaxOutput is how much of each output stream an exec's result carries, in
-// bytes. What a program writes beyond it is read and dropped, so that the
-// program is not left blocked, and the result says so.
-const MaxOutput = 16 << 20
-
 // exitUnknown stands for the exit code when there is none to report.
 const exitUnknown = -1
 
 // Exec runs one program and waits for its end. When ctx ends first, the program
-// is killed.
+// is killed. What it writes beyond the sandbox's limit is read and dropped, so
+// that it is not left blocked, and the result says so.
 func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecResult, error) {
-	_, vm, err := e.running(id)
+	en := e.find(id)
+	if en == nil {
+		return sandbox.ExecResult{}, sandbox.ErrNotFound
+	}
+	vm, limits, err := en.beginExec(req)
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}
-	stdout, stderr := capped{left: MaxOutput}, capped{left: MaxOutput}
+	defer e.endExec(en)
+	stdout, stderr := capped{left: limits.OutputBytes}, capped{left: limits.OutputBytes}
 	exit, err := vm.Agent.Exec(ctx,
-		agent.Command{Code: req.Code, Timeout: req.Timeout},
+		agent.Command{Code: req.Code, Timeout: cmp.Or(req.Timeout, limits.ExecTimeout)},
 		agent.Stdio{Stdin: bytes.NewReader(req.Stdin), Stdout: &stdout, Stderr: &stderr})
 	if err != nil {
-		return sandbox.ExecResult{}, e.lost(ctx, id, vm, err)
+		return sandbox.ExecResult{}, e.lost(ctx, en, vm, err)
 	}
 	res := sandbox.ExecResult{
 		Stdout: stdout.buf.Bytes(), StdoutTruncated: stdout.truncated,
@@ -47,13 +50,43 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	return res, nil
 }
 
+// beginExec counts a program in, if the sandbox runs and its limits allow it.
+func (en *entry) beginExec(req sandbox.ExecRequest) (*provision.VM, sandbox.Limits, error) {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	limits := en.sb.Limits
+	switch {
+	case en.sb.State != sandbox.Running:
+		return nil, limits, sandbox.ErrNotFound
+	case req.Timeout > limits.ExecTimeout:
+		return nil, limits, sandbox.Invalid("timeout_ms is %d; the sandbox's exec_timeout_s allows %d at most",
+			req.Timeout.Milliseconds(), limits.ExecTimeout.Milliseconds())
+	case en.execs >= limits.Execs:
+		return nil, limits, sandbox.OverQuota("%d programs run in the sandbox, as many as its limit execs allows", en.execs)
+	}
+	en.execs++
+	return en.vm, limits, nil
+}
+
+// endExec counts a program out. From the last one on the sandbox is idle.
+func (e *Engine) endExec(en *entry) {
+	en.mu.Lock()
+	en.execs--
+	idle := en.execs == 0
+	en.idleSince = e.cfg.Now()
+	en.mu.Unlock()
+	if idle {
+		e.lookAgain()
+	}
+}
+
 // deathNotice is how long after a broken stream the end of its VM is waited
 // for, to tell a client which of the two it was.
 const deathNotice = time.Second
 
-// lost says why an exec has no result: its client went away, its VM ended, or
-// its agent broke the protocol.
-func (e *Engine) lost(ctx context.Context, id sandbox.ID, vm *provision.VM, cause error) error {
+// lost says why an exec has no result: its client went away, its sandbox was
+// taken down, its VM ended, or its agent broke the protocol.
+func (e *Engine) lost(ctx context.Context, en *entry, vm *provision.VM, cause error) error {
 	if ctx.Err() != nil {
 		return &sandbox.Error{Code: sandbox.CodeCanceled, Message: "the client went away; the program was killed", Cause: cause}
 	}
@@ -61,12 +94,28 @@ func (e *Engine) lost(ctx context.Context, id sandbox.ID, vm *provision.VM, caus
 	defer timer.Stop()
 	select {
 	case <-vm.Done():
-		return sandbox.ErrLost.Because(cause)
 	case <-timer.C:
-		e.cfg.Log.Warn("exec has no result", "sandbox_id", id, "err", cause)
-		return &sandbox.Error{
-			Code: sandbox.CodeLost, Message: "the connection to the program broke; its exit code is unknown", Cause: cause,
+	}
+	en.mu.Lock()
+	id, end := en.sb.ID, en.end
+	en.mu.Unlock()
+	select {
+	case <-vm.Done():
+		if end == "" || end == ended {
+			return sandbox.ErrLost.Because(cause)
 		}
+	default:
+	}
+	if end != "" {
+		return &sandbox.Error{
+			Code:    sandbox.CodeLost,
+			Message: fmt.Sprintf("the sandbox was taken down while the program ran, because %s; the exit code is unknown", end),
+			Cause:   cause,
+		}
+	}
+	e.cfg.Log.Warn("exec has no result", "sandbox_id", id, "err", cause)
+	return &sandbox.Error{
+		Code: sandbox.CodeLost, Message: "the connection to the program broke; its exit code is unknown", Cause: cause,
 	}
 }
 

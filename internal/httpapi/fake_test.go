@@ -39,8 +39,14 @@ func (e *fakeEngine) called(ctx context.Context, name string) {
 }
 
 var known = sandbox.Sandbox{
-	ID: knownID, Pack: "python", Size: sandbox.DefaultSize, State: sandbox.Running,
+	ID: knownID, Pack: "python", State: sandbox.Running,
+	Limits: sandbox.Limits{
+		Size: sandbox.DefaultSize, DiskMiB: 128, PIDs: 512, Lifetime: time.Hour,
+		IdleTimeout: 30 * time.Minute, ExecTimeout: time.Minute, Execs: 16, OutputBytes: 1 << 20,
+	},
 	BootPath: sandbox.ColdBoot, CreatedAt: time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC),
+	ExpiresAt:     time.Date(2025, 1, 2, 4, 4, 5, 0, time.UTC),
+	IdleExpiresAt: time.Date(2025, 1, 2, 3, 34, 5, 0, time.UTC),
 }
 
 func (e *fakeEngine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {

@@ -103,12 +103,13 @@ func (c *Cold) boot(ctx context.Context, req Request) (*VM, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w (%v)", errStalled, limit))
 	defer cancel()
 	fc, err := firecracker.Boot(ctx, c.cfg.Launcher, firecracker.Config{
-		ID:       req.ID,
-		Size:     req.Size,
-		Kernel:   c.cfg.Kernel,
-		Initrd:   c.cfg.Initrd,
-		Rootfs:   req.Pack.RootfsPath,
-		BootArgs: bootArgs + " emberd.interpreter=" + req.Pack.Interpreter,
+		ID:     req.ID,
+		Size:   req.Limits.Size,
+		Kernel: c.cfg.Kernel,
+		Initrd: c.cfg.Initrd,
+		Rootfs: req.Pack.RootfsPath,
+		BootArgs: fmt.Sprintf("%s emberd.interpreter=%s emberd.disk_mib=%d emberd.pids=%d",
+			bootArgs, req.Pack.Interpreter, req.Limits.DiskMiB, req.Limits.PIDs),
 	}, c.cfg.Faults)
 	if err != nil {
 		return nil, err

@@ -19,9 +19,9 @@ import (
 
 // Request is the VM that is wanted.
 type Request struct {
-	ID   sandbox.ID
-	Pack pack.Pack
-	Size sandbox.Size
+	ID     sandbox.ID
+	Pack   pack.Pack
+	Limits sandbox.Limits
 }
 
 // A Provisioner makes VMs ready for use.

@@ -16,6 +16,8 @@ const (
 	CodeUnknownPack  Code = "unknown_pack"
 	CodeNotFound     Code = "not_found"
 	CodeTooLarge     Code = "too_large"
+	CodeQuota        Code = "quota_exceeded"
+	CodeCapacity     Code = "no_capacity"
 	CodeBoot         Code = "boot_failed"
 	CodeLost         Code = "sandbox_lost"
 	CodeClosing      Code = "shutting_down"
@@ -36,6 +38,8 @@ type Error struct {
 var (
 	ErrUnknownPack = &Error{Code: CodeUnknownPack, Message: "unknown language pack"}
 	ErrNotFound    = &Error{Code: CodeNotFound, Message: "sandbox not found"}
+	ErrQuota       = &Error{Code: CodeQuota, Message: "too many at a time"}
+	ErrCapacity    = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
 	ErrBoot        = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
 	ErrLost        = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
 	ErrClosing     = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
@@ -66,6 +70,16 @@ func (e *Error) Because(cause error) *Error {
 // Invalid is an error in what a client sent.
 func Invalid(format string, args ...any) *Error {
 	return &Error{Code: CodeInvalid, Message: fmt.Sprintf(format, args...)}
+}
+
+// OverQuota is [ErrQuota] with what there are too many of.
+func OverQuota(format string, args ...any) *Error {
+	return &Error{Code: CodeQuota, Message: fmt.Sprintf(format, args...)}
+}
+
+// OverCapacity is [ErrCapacity] with what the host has too little of.
+func OverCapacity(format string, args ...any) *Error {
+	return &Error{Code: CodeCapacity, Message: fmt.Sprintf(format, args...)}
 }
 
 // UnknownPack is [ErrUnknownPack] for the pack called name.

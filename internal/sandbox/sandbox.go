@@ -45,7 +45,9 @@ const DefaultPack = "python"
 
 // Spec is what a client asks for when creating a sandbox.
 type Spec struct {
-	Pack string `json:"pack"`
+	// Pack is the language pack; empty means [DefaultPack].
+	Pack   string
+	Limits Limits
 }
 
 // Size is what a microVM is given.
@@ -83,12 +85,17 @@ const ColdBoot BootPath = "cold-boot"
 // Sandbox is what emberd tells about one sandbox. It is a value: holding one
 // says nothing about whether the sandbox still exists.
 type Sandbox struct {
-	ID        ID        `json:"id"`
-	Pack      string    `json:"pack"`
-	Size      Size      `json:"size"`
+	ID        ID     `json:"id"`
+	Pack      string `json:"pack"`
+	Limits    `json:"limits"`
 	State     State     `json:"state"`
 	BootPath  BootPath  `json:"boot_path"`
 	CreatedAt time.Time `json:"created_at"`
+	// ExpiresAt is when its lifetime ends.
+	ExpiresAt time.Time `json:"expires_at"`
+	// IdleExpiresAt is when it ends if no program is run until then. It is zero
+	// while one runs, and in records, since every program changes it.
+	IdleExpiresAt time.Time `json:"idle_expires_at,omitzero"`
 }
 
 // ExecRequest is one program to run in a sandbox.
@@ -98,7 +105,7 @@ type ExecRequest struct {
 	Code string
 	// Stdin is given to the program byte for byte and then ends.
 	Stdin []byte
-	// Timeout is a wall-clock limit; zero means none.
+	// Timeout is a wall-clock limit; zero means that of the sandbox.
 	Timeout time.Duration
 }
 

@@ -28,7 +28,7 @@ func TestRecordsSurviveTheDaemon(t *testing.T) {
 	run := paths.Run(t.TempDir())
 	s := open(t, run)
 	want := sandbox.Sandbox{
-		ID: sandbox.NewID(), Pack: "python", Size: sandbox.DefaultSize,
+		ID: sandbox.NewID(), Pack: "python", Limits: sandbox.Limits{Size: sandbox.DefaultSize, PIDs: 7, Lifetime: time.Minute},
 		State: sandbox.Running, BootPath: sandbox.ColdBoot, CreatedAt: time.Now().UTC().Round(0),
 	}
 	gone := sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Creating}

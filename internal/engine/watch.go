@@ -1,0 +1,150 @@
+package engine
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// An agent is asked for a sign of life every pingInterval, and a sandbox whose
+// agent gave none for maxSilence is taken down.
+const (
+	pingInterval = 4 * time.Second
+	maxSilence   = 10 * time.Second
+)
+
+// watch takes a sandbox off the list when its VM ends on its own, or is of no
+// use any more because its agent is silent.
+func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
+	why := e.awaitEnd(ctx, en, vm)
+	if why == "" {
+		return
+	}
+	sb, _ := en.snapshot()
+	if en.condemn(why) {
+		e.cfg.Log.Error("sandbox failed", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
+	}
+	e.clear(ctx, en, why)
+}
+
+// awaitEnd returns why the VM of a sandbox has to be taken down, "" if somebody
+// else has done it.
+func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reason {
+	tick := time.NewTicker(pingInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-en.gone:
+			return ""
+		case <-vm.Done():
+			return ended
+		case <-vm.Agent.Done():
+			return e.afterDisconnect(en, vm)
+		case <-tick.C:
+			ping, cancel := context.WithTimeout(ctx, maxSilence-pingInterval)
+			err := vm.Agent.Ping(ping)
+			timedOut := ping.Err() != nil
+			cancel()
+			if timedOut {
+				return unresponsive
+			}
+			if err != nil {
+				return e.afterDisconnect(en, vm)
+			}
+		}
+	}
+}
+
+// afterDisconnect tells the connection's end from that of the VM, which follows
+// it in a moment if that is what happened.
+func (e *Engine) afterDisconnect(en *entry, vm *provision.VM) reason {
+	timer := time.NewTimer(deathNotice)
+	defer timer.Stop()
+	select {
+	case <-en.gone:
+		return ""
+	case <-vm.Done():
+		return ended
+	case <-timer.C:
+		return disconnected
+	}
+}
+
+// watchDeadlines takes down the sandboxes whose time is over. It waits for the
+// next deadline there is, and looks again when there may be an earlier one.
+func (e *Engine) watchDeadlines() {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-e.quit:
+			return
+		case <-timer.C:
+		case <-e.wake:
+		}
+		if next := e.endOverdue(); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(next.Sub(e.cfg.Now()))
+		}
+	}
+}
+
+// lookAgain has the deadlines looked at, because there is a new one.
+func (e *Engine) lookAgain() {
+	select {
+	case e.wake <- struct{}{}:
+	default: // it is going to look in any case
+	}
+}
+
+// endOverdue begins to take down each sandbox whose deadline has come, and
+// returns the next deadline of the others, zero if there is none.
+func (e *Engine) endOverdue() time.Time {
+	e.mu.Lock()
+	all := slices.Collect(maps.Values(e.entries))
+	e.mu.Unlock()
+	var first time.Time
+	for _, en := range all {
+		next, overdue := en.expire(e.cfg.Now())
+		switch {
+		case overdue != "":
+			e.wg.Go(func() { e.clear(context.Background(), en, overdue) })
+		case !next.IsZero() && (first.IsZero() || next.Before(first)):
+			first = next
+		}
+	}
+	return first
+}
+
+// clear takes a sandbox down for which nobody waits.
+func (e *Engine) clear(ctx context.Context, en *entry, why reason) {
+	if err := e.takeDown(ctx, en, why); err != nil {
+		sb, _ := en.snapshot()
+		e.cfg.Log.Error("sandbox was not cleared", "sandbox_id", sb.ID, "err", err)
+	}
+}
+
+// expire condemns a sandbox whose deadline has come and returns why. For one
+// that has time left it returns the deadline, and for one that does not run
+// nothing.
+func (en *entry) expire(now time.Time) (next time.Time, overdue reason) {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	if en.sb.State != sandbox.Running {
+		return time.Time{}, ""
+	}
+	next, why := en.began.Add(en.sb.Limits.Lifetime), expired
+	if unused := en.idleSince.Add(en.sb.Limits.IdleTimeout); en.execs == 0 && unused.Before(next) {
+		next, why = unused, idle
+	}
+	if next.After(now) {
+		return next, ""
+	}
+	en.sentence(why)
+	return time.Time{}, why
+}
