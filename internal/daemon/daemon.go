@@ -77,7 +77,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		}
 	}
 	initrd := cfg.DataDir.GuestInitramfs()
-	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.Modules(), kernel.GuestModules()); err != nil {
+	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
 	d.engine, err = engine.New(engine.Config{

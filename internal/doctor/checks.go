@@ -12,7 +12,9 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/x/source"
 )
 
 const setupCommand = "sudo emberctl setup"
@@ -88,16 +90,20 @@ func checkAdvisories(ctx context.Context, env Env, _ KVM) Result {
 }
 
 func checkKernel(_ context.Context, env Env, kvm KVM) Result {
-	paths := []string{env.Data.Vmlinux(), env.Data.Modules()}
+	paths := []string{env.Data.Vmlinux(), env.Data.GuestModules()}
 	if !kvm.Usable {
-		paths = append(paths, env.Data.Vmlinuz()) // what the machine boots
+		paths = append(paths, env.Data.Vmlinuz(), env.Data.MachineModules())
 	}
 	for _, path := range paths {
 		if _, err := os.Stat(path); err != nil {
 			return fail("the kernel is not complete: "+cause(err), setupCommand)
 		}
 	}
-	return ok(env.Data.Vmlinux())
+	rec, err := source.Read[kernel.Record](env.Data.GuestKernel())
+	if err != nil {
+		return fail(err.Error(), setupCommand)
+	}
+	return ok(fmt.Sprintf("%s, in %s", rec, env.Data.GuestKernel()))
 }
 
 func checkPacks(_ context.Context, env Env, _ KVM) Result {

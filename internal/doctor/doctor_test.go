@@ -10,7 +10,9 @@ import (
 	"testing"
 	"testing/fstest"
 
+	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/source"
 )
 
 const (
@@ -71,7 +73,8 @@ func healthy(t *testing.T) Env {
 	t.Helper()
 	data := paths.Data(t.TempDir())
 	for _, path := range []string{
-		data.Firecracker(), data.Jailer(), data.Vmlinux(), data.Vmlinuz(), filepath.Join(data.Modules(), "m"),
+		data.Firecracker(), data.Jailer(), data.Vmlinux(), filepath.Join(data.GuestModules(), "m"),
+		data.Vmlinuz(), filepath.Join(data.MachineModules(), "m"),
 	} {
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
@@ -80,6 +83,7 @@ func healthy(t *testing.T) Env {
 			t.Fatal(err)
 		}
 	}
+	recordKernel(t, data, kernel.Record{Package: "linux-image", Version: "6.1"})
 	return Env{
 		Data:     data,
 		Host:     host(intel, "", true),
@@ -89,7 +93,15 @@ func healthy(t *testing.T) Env {
 	}
 }
 
+func recordKernel(t *testing.T, data paths.Data, rec kernel.Record) {
+	t.Helper()
+	if err := source.Write(data.GuestKernel(), rec); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestRun(t *testing.T) {
+	built := kernel.Record{Package: "linux-source", Version: "6.1", Build: &kernel.Build{Release: "6.1.1-emberd"}}
 	emulated := func(e *Env) { e.Host = host(amd, machine, true) }
 	none := func(e *Env) { e.Host = host(plain, "", true) }
 	cgroups := func(controllers string) func(*Env) {
@@ -139,10 +151,11 @@ func TestRun(t *testing.T) {
 		{"1.12.1", "advisories", []func(*Env){versions("1.12.1", nil)}, Warn, "CVE-2026-1386"},
 		{"1.15.0", "advisories", []func(*Env){versions("1.15.0", nil)}, Warn, "CVE-2026-5747"},
 		{"no version", "advisories", []func(*Env){versions("", errors.New("too old"))}, Warn, "not known"},
-		{"kernel", "kernel", nil, OK, "vmlinux"},
+		{"kernel", "kernel", nil, OK, "Debian's linux-image 6.1"},
+		{"built kernel", "kernel", []func(*Env){func(e *Env) { recordKernel(t, e.Data, built) }}, OK, "6.1.1-emberd, built"},
 		{"no kernel", "kernel", []func(*Env){func(e *Env) { os.Remove(e.Data.Vmlinux()) }}, Fail, "vmlinux"},
 		{"no kernel for the machine", "kernel", []func(*Env){none, func(e *Env) { os.Remove(e.Data.Vmlinuz()) }}, Fail, "vmlinuz"},
-		{"no machine needed", "kernel", []func(*Env){func(e *Env) { os.Remove(e.Data.Vmlinuz()) }}, OK, "vmlinux"},
+		{"no machine needed", "kernel", []func(*Env){func(e *Env) { os.Remove(e.Data.Vmlinuz()) }}, OK, "linux-image"},
 		{"no packs", "packs", nil, Fail, "pack python is not built"},
 		{"disk", "disk", nil, OK, "10240 MiB"},
 		{"little room", "disk", []func(*Env){free(100 << 20)}, Warn, "100 MiB"},

@@ -1,10 +1,12 @@
-// Package kernel turns a distribution's kernel package into what is booted:
-// the bzImage for QEMU, the ELF inside it for Firecracker, the few modules
-// that either needs, and the initramfs that carries them with emberd-init.
+// Package kernel turns a distribution's kernel into what is booted: the bzImage
+// for QEMU, the ELF for Firecracker, the few modules that either needs, and the
+// initramfs that carries them with emberd-init.
 //
-// The one idea is that a stock kernel is good enough: it is unpacked, never
-// built or changed. Everything written is a function of its inputs alone, and
-// is renamed into place when it is complete.
+// The one idea is that a kernel is whatever has the drivers that are asked for,
+// as modules or built in. So the machine boots the distribution's own kernel,
+// unpacked and unchanged, and sandboxes boot the same or one that was built from
+// its source with a configuration of emberd's. Everything written is a function
+// of its inputs alone.
 //
 // The package fetches nothing and boots nothing.
 package kernel
@@ -19,19 +21,31 @@ import (
 	"github.com/google/renameio/v2"
 )
 
-// Files says where [Install] puts the parts of a kernel.
+// Files says where a kernel is installed.
 type Files struct {
-	// Vmlinuz is the bzImage, Vmlinux the ELF that is packed in it.
-	Vmlinuz, Vmlinux string
+	// Image is the kernel as it is booted.
+	Image string
 	// Modules becomes the module directory, laid out as in
 	// /lib/modules/VERSION. It is replaced as a whole.
 	Modules string
 }
 
-// Install copies the kernel of an unpacked kernel package (the directory that
-// `dpkg-deb -x` made) to the places named by to. Of the modules it keeps those
-// of [GuestModules] and [MachineModules] and what they depend on.
-func Install(tree string, to Files) error {
+// InstallGuest installs the kernel of an unpacked kernel package (the directory
+// that `dpkg-deb -x` made) for sandboxes: the ELF that is packed in its bzImage,
+// and of its modules those of [GuestModules] and what they depend on.
+func InstallGuest(tree string, to Files) error {
+	return installPackage(tree, to, GuestModules(), ExtractVmlinux)
+}
+
+// InstallMachine installs the kernel of an unpacked kernel package for the
+// machine: its bzImage, and of its modules those of [MachineModules] and what
+// they depend on.
+func InstallMachine(tree string, to Files) error {
+	asItIs := func(image []byte) ([]byte, error) { return image, nil }
+	return installPackage(tree, to, MachineModules(), asItIs)
+}
+
+func installPackage(tree string, to Files, wanted []string, unpack func(bzImage []byte) ([]byte, error)) error {
 	vmlinuz, err := one(filepath.Join(tree, "boot"), "vmlinuz-")
 	if err != nil {
 		return err
@@ -44,17 +58,13 @@ func Install(tree string, to Files) error {
 	if err != nil {
 		return fmt.Errorf("read kernel: %w", err)
 	}
-	elf, err := ExtractVmlinux(image)
-	if err != nil {
-		return fmt.Errorf("extract vmlinux of %s: %w", vmlinuz, err)
+	if image, err = unpack(image); err != nil {
+		return fmt.Errorf("extract kernel of %s: %w", vmlinuz, err)
 	}
-	if err := installModules(modules, to.Modules); err != nil {
+	if err := installModules(modules, to.Modules, wanted); err != nil {
 		return fmt.Errorf("install modules of %s: %w", modules, err)
 	}
-	if err := writeFile(to.Vmlinuz, image); err != nil {
-		return err
-	}
-	return writeFile(to.Vmlinux, elf)
+	return writeFile(to.Image, image)
 }
 
 // one returns the only entry of dir whose name begins with prefix: a package
@@ -77,13 +87,13 @@ func one(dir, prefix string) (string, error) {
 }
 
 // installModules makes dst a copy of the module directory src that holds only
-// what this package may be asked to load.
-func installModules(src, dst string) error {
+// the wanted modules, and what they depend on.
+func installModules(src, dst string, wanted []string) error {
 	ix, err := readIndex(src)
 	if err != nil {
 		return err
 	}
-	files, err := ix.loadOrder(append(GuestModules(), MachineModules()...))
+	files, err := ix.loadOrder(wanted)
 	if err != nil {
 		return err
 	}

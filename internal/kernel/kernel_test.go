@@ -203,32 +203,41 @@ func kernelPackage(t *testing.T) string {
 }
 
 func TestInstall(t *testing.T) {
-	data := t.TempDir()
-	to := Files{
-		Vmlinuz: filepath.Join(data, "kernel", "vmlinuz"),
-		Vmlinux: filepath.Join(data, "kernel", "vmlinux"),
-		Modules: filepath.Join(data, "kernel", "modules"),
-	}
-	tree := kernelPackage(t)
-	for range 2 { // The second time it replaces what the first one left.
-		writeTestFile(t, filepath.Join(to.Modules, "kernel", "stale.ko"), nil)
-		if err := Install(tree, to); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := os.ReadFile(to.Vmlinux); err != nil || !bytes.Equal(got, fakeELF) {
-			t.Fatalf("vmlinux: %d bytes, %v", len(got), err)
-		}
-		for file, want := range map[string]bool{
-			"kernel/virtio_ring.ko": true, "kernel/squashfs.ko": true, builtinList: true,
-			"kernel/unwanted.ko": false, "kernel/stale.ko": false,
-		} {
-			if _, err := os.Stat(filepath.Join(to.Modules, file)); (err == nil) != want {
-				t.Errorf("module directory has %s: %v, want %v", file, err == nil, want)
+	bz := bzImage(t, fakeELF)
+	for name, tt := range map[string]struct {
+		install func(tree string, to Files) error
+		image   []byte
+		module  string // one of the wanted
+		other   string // one of the other kernel's
+	}{
+		"guest":   {InstallGuest, fakeELF, "kernel/virtio_mmio.ko", "kernel/kvm_amd.ko"},
+		"machine": {InstallMachine, bz, "kernel/kvm_amd.ko", "kernel/virtio_mmio.ko"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			data := t.TempDir()
+			to := Files{Image: filepath.Join(data, "kernel", "image"), Modules: filepath.Join(data, "kernel", "modules")}
+			tree := kernelPackage(t)
+			for range 2 { // The second time it replaces what the first one left.
+				writeTestFile(t, filepath.Join(to.Modules, "kernel", "stale.ko"), nil)
+				if err := tt.install(tree, to); err != nil {
+					t.Fatal(err)
+				}
+				if got, err := os.ReadFile(to.Image); err != nil || !bytes.Equal(got, tt.image) {
+					t.Fatalf("image: %d bytes, %v", len(got), err)
+				}
+				for file, want := range map[string]bool{
+					"kernel/virtio_ring.ko": true, tt.module: true, builtinList: true,
+					"kernel/unwanted.ko": false, "kernel/stale.ko": false, tt.other: false,
+				} {
+					if _, err := os.Stat(filepath.Join(to.Modules, file)); (err == nil) != want {
+						t.Errorf("module directory has %s: %v, want %v", file, err == nil, want)
+					}
+				}
+				if entries, _ := os.ReadDir(filepath.Join(data, "kernel")); len(entries) != 2 {
+					t.Errorf("install left more than its two results: %v", entries)
+				}
 			}
-		}
-		if entries, _ := os.ReadDir(filepath.Join(data, "kernel")); len(entries) != 3 {
-			t.Errorf("install left more than its three results: %v", entries)
-		}
+		})
 	}
 }
 
@@ -236,7 +245,7 @@ func TestInstallTwoKernels(t *testing.T) {
 	tree := kernelPackage(t)
 	writeTestFile(t, filepath.Join(tree, "boot", "vmlinuz-6.1.0-other"), nil)
 	dst := t.TempDir()
-	err := Install(tree, Files{Vmlinuz: dst + "/z", Vmlinux: dst + "/x", Modules: dst + "/m"})
+	err := InstallGuest(tree, Files{Image: dst + "/x", Modules: dst + "/m"})
 	if err == nil || !strings.Contains(err.Error(), "want one vmlinuz-*") {
 		t.Fatalf("got %v", err)
 	}

@@ -64,8 +64,7 @@ func (m Machine) disks(cfg Config) []disk {
 	data := disk{path: m.dataDisk(), what: "data disk", make: makeDataDisk, content: map[string]string{
 		"firecracker/firecracker": cfg.Data.Firecracker(),
 		"firecracker/jailer":      cfg.Data.Jailer(),
-		"kernel/vmlinux":          cfg.Data.Vmlinux(),
-		"kernel/modules":          cfg.Data.Modules(),
+		"kernel/guest":            cfg.Data.GuestKernel(),
 		"packs":                   cfg.Data.Packs(),
 	}}
 	return []disk{system, data}
@@ -79,7 +78,7 @@ func (m Machine) buildDisks(ctx context.Context, cfg Config, report progress.Fun
 			return fmt.Errorf("make %s of machine %s: %w", d.what, m.Name, err)
 		}
 	}
-	return kernel.BuildInitramfs(m.initramfs(), filepath.Join(cfg.Bin, "emberd-init"), cfg.Data.Modules(), kernel.MachineModules())
+	return kernel.BuildInitramfs(m.initramfs(), filepath.Join(cfg.Bin, "emberd-init"), cfg.Data.MachineModules(), kernel.MachineModules())
 }
 
 // Outdated reports whether a machine that is up would get other disks if it

@@ -42,7 +42,8 @@ func newMachine(t *testing.T, fault string) (Machine, Config) {
 	}
 	write(t, cfg.Data.Vmlinuz(), "kernel")
 	write(t, cfg.Data.Vmlinux(), "kernel")
-	write(t, filepath.Join(cfg.Data.Modules(), "modules.builtin"), builtins())
+	write(t, filepath.Join(cfg.Data.MachineModules(), "modules.builtin"), builtins())
+	write(t, filepath.Join(cfg.Data.GuestModules(), "modules.builtin"), "")
 	write(t, cfg.Data.Firecracker(), "vmm")
 	write(t, cfg.Data.Jailer(), "jailer")
 	write(t, cfg.Data.PackRootfs("shell"), "rootfs")

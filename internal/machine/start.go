@@ -94,7 +94,8 @@ func (m Machine) lockToStart(ctx context.Context) (*os.File, error) {
 // check looks for everything a machine is made of.
 func (m Machine) check(cfg Config) error {
 	for _, path := range []string{
-		cfg.Data.Vmlinuz(), cfg.Data.Vmlinux(), cfg.Data.Modules(), cfg.Data.Firecracker(), cfg.Data.Jailer(), cfg.Data.Packs(),
+		cfg.Data.Vmlinuz(), cfg.Data.MachineModules(), cfg.Data.Vmlinux(), cfg.Data.GuestModules(),
+		cfg.Data.Firecracker(), cfg.Data.Jailer(), cfg.Data.Packs(),
 	} {
 		if _, err := os.Stat(path); err != nil {
 			return fmt.Errorf("start machine %s: %w (run emberctl setup)", m.Name, err)

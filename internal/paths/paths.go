@@ -29,15 +29,27 @@ func (d Data) Firecracker() string { return d.in("firecracker", "firecracker") }
 // Jailer is the executable that starts [Data.Firecracker].
 func (d Data) Jailer() string { return d.in("firecracker", "jailer") }
 
+// GuestKernel is the directory of the kernel of sandboxes, and of what belongs
+// to it.
+func (d Data) GuestKernel() string { return d.in("kernel", "guest") }
+
 // Vmlinux is the guest kernel as Firecracker boots it, an uncompressed ELF.
-func (d Data) Vmlinux() string { return d.in("kernel", "vmlinux") }
+func (d Data) Vmlinux() string { return d.in("kernel", "guest", "vmlinux") }
 
-// Vmlinuz is the same kernel as QEMU boots it, a bzImage.
-func (d Data) Vmlinuz() string { return d.in("kernel", "vmlinuz") }
-
-// Modules is the directory of that kernel's modules, laid out as in
+// GuestModules is the directory of the guest kernel's modules, laid out as in
 // /lib/modules/VERSION.
-func (d Data) Modules() string { return d.in("kernel", "modules") }
+func (d Data) GuestModules() string { return d.in("kernel", "guest", "modules") }
+
+// MachineKernel is the directory of the machine's kernel, and of what belongs to
+// it.
+func (d Data) MachineKernel() string { return d.in("kernel", "machine") }
+
+// Vmlinuz is the machine's kernel as QEMU boots it, a bzImage.
+func (d Data) Vmlinuz() string { return d.in("kernel", "machine", "vmlinuz") }
+
+// MachineModules is the directory of the machine's modules, laid out like
+// [Data.GuestModules].
+func (d Data) MachineModules() string { return d.in("kernel", "machine", "modules") }
 
 // GuestInitramfs is the initramfs of sandboxes.
 func (d Data) GuestInitramfs() string { return d.in("kernel", "initramfs.cpio") }

@@ -14,6 +14,7 @@ import (
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/x/progress"
+	"github.com/emberd/emberd/internal/x/source"
 	"github.com/emberd/emberd/internal/x/swapdir"
 )
 
@@ -43,7 +44,7 @@ type vmmRecord struct {
 // firecrackerMissing compares what is installed with its record, and with the
 // directory the user named if there is one.
 func (c Config) firecrackerMissing() (string, error) {
-	rec, err := readRecord[vmmRecord](filepath.Dir(c.Data.Firecracker()))
+	rec, err := source.Read[vmmRecord](filepath.Dir(c.Data.Firecracker()))
 	if err != nil {
 		return "", err
 	}
@@ -72,11 +73,11 @@ func (c Config) makeFirecracker(ctx context.Context, work string, report progres
 	if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the machine reads it, as an ordinary user
 		return err
 	}
-	source, err := c.fillDir(ctx, dir, work, report)
+	from, err := c.fillDir(ctx, dir, work, report)
 	if err != nil {
 		return err
 	}
-	rec := vmmRecord{Source: source}
+	rec := vmmRecord{Source: from}
 	if rec.Version, err = checkVMM(ctx, fresh.Firecracker(), fresh.Jailer()); err != nil {
 		return err
 	}
@@ -86,7 +87,7 @@ func (c Config) makeFirecracker(ctx context.Context, work string, report progres
 	if rec.Jailer, err = fileSum(fresh.Jailer()); err != nil {
 		return err
 	}
-	if err := writeRecord(dir, rec); err != nil {
+	if err := source.Write(dir, rec); err != nil {
 		return err
 	}
 	return swapdir.Publish(dir, filepath.Dir(c.Data.Firecracker()))

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/source"
 )
 
 // buildVMM makes a static executable that says it is version v of name.
@@ -51,7 +52,7 @@ func TestFirecrackerOfUser(t *testing.T) {
 	if got := missing(); got != "" {
 		t.Errorf("after the setup: got %q", got)
 	}
-	rec, err := readRecord[vmmRecord](filepath.Dir(c.Data.Firecracker()))
+	rec, err := source.Read[vmmRecord](filepath.Dir(c.Data.Firecracker()))
 	if err != nil || rec.Version != "1.15.1" || rec.Source != mine {
 		t.Errorf("got record %+v, %v", rec, err)
 	}

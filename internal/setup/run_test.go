@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/source"
 )
 
 // putPack makes a pack that passes for one built from def.
@@ -41,14 +43,16 @@ func TestRunAgain(t *testing.T) {
 	if vmm.Jailer, err = fileSum(c.Data.Jailer()); err != nil {
 		t.Fatal(err)
 	}
-	for _, path := range []string{c.Data.Vmlinux(), c.Data.Vmlinuz(), filepath.Join(c.Data.Modules(), "m")} {
+	for _, path := range []string{c.Data.Vmlinux(), filepath.Join(c.Data.GuestModules(), "m")} {
 		write(t, path, "", 0o644)
 	}
-	kernel := kernelRecord{Package: "linux", Version: "6.1", Pin: pinnedKernelVersion, Parts: kernelParts()}
+	guest := kernel.Record{
+		Package: "linux", Version: "6.1", Pin: kernelPackage().version, Parts: kernelParts(kernel.GuestModules()),
+	}
 	for dir, rec := range map[string]any{
-		filepath.Dir(c.Data.Firecracker()): vmm, filepath.Dir(c.Data.Vmlinux()): kernel,
+		filepath.Dir(c.Data.Firecracker()): vmm, c.Data.GuestKernel(): guest,
 	} {
-		if err := writeRecord(dir, rec); err != nil {
+		if err := source.Write(dir, rec); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -69,7 +73,7 @@ func TestRunAgain(t *testing.T) {
 	if len(res.Made) > 0 || len(steps) > 0 {
 		t.Errorf("made %q in the steps %q, want nothing done", res.Made, steps)
 	}
-	if res.Firecracker != "1.15.1" || res.Kernel != "linux 6.1" {
+	if res.Firecracker != "1.15.1" || res.Kernel != "Debian's linux 6.1" {
 		t.Errorf("got %+v", res)
 	}
 	entries, err := os.ReadDir(string(c.Data))

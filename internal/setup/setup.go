@@ -17,10 +17,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/lockfile"
 	"github.com/emberd/emberd/internal/x/progress"
+	"github.com/emberd/emberd/internal/x/source"
 )
 
 // Config says what to set up.
@@ -29,7 +31,9 @@ type Config struct {
 	// Firecracker is a directory with the executables firecracker and jailer to
 	// use. If it is empty, those on PATH are used, else a release is fetched.
 	Firecracker string
-	// Machine asks for QEMU, which a host without usable KVM needs.
+	// Kernel is the kernel of sandboxes.
+	Kernel Kernel
+	// Machine asks for QEMU and its kernel, which a host without usable KVM needs.
 	Machine bool
 }
 
@@ -44,7 +48,8 @@ type Result struct {
 	// Made names the parts that were made, in order; it is empty if everything
 	// was there.
 	Made []string `json:"made"`
-	// Firecracker and Kernel are the versions in the data directory.
+	// Firecracker is the version in the data directory, Kernel names the kernel
+	// of sandboxes there.
 	Firecracker string `json:"firecracker"`
 	Kernel      string `json:"kernel"`
 }
@@ -61,6 +66,10 @@ type part struct {
 // Run makes the parts that are missing. When it fails or ctx ends, the parts it
 // finished remain and nothing else does.
 func Run(ctx context.Context, cfg Config, report progress.Func) (Result, error) {
+	var err error
+	if cfg.Kernel, err = cfg.Kernel.resolve(cfg.Data); err != nil {
+		return Result{}, err
+	}
 	parts, err := cfg.parts()
 	if err != nil {
 		return Result{}, err
@@ -90,11 +99,15 @@ func (c Config) parts() ([]part, error) {
 	if err != nil {
 		return nil, err
 	}
-	return append([]part{
+	parts := []part{
 		{"host tools", c.toolsMissing, installTools(c)},
 		{"firecracker", c.firecrackerMissing, c.makeFirecracker},
 		{"kernel", c.kernelMissing, c.makeKernel},
-	}, packs...), nil
+	}
+	if c.Kernel == KernelBuild {
+		parts = append(parts, part{"built kernel", c.builtKernelMissing, c.buildKernel})
+	}
+	return append(parts, packs...), nil
 }
 
 // create makes the parts that are missing, as the only setup of the data
@@ -131,14 +144,14 @@ func (c Config) create(ctx context.Context, parts []part, report progress.Func) 
 }
 
 func (r *Result) versions(data paths.Data) error {
-	vmm, err := readRecord[vmmRecord](filepath.Dir(data.Firecracker()))
+	vmm, err := source.Read[vmmRecord](filepath.Dir(data.Firecracker()))
 	if err != nil {
 		return err
 	}
-	kernel, err := readRecord[kernelRecord](filepath.Dir(data.Vmlinux()))
+	guest, err := source.Read[kernel.Record](data.GuestKernel())
 	if err != nil {
 		return err
 	}
-	r.Firecracker, r.Kernel = vmm.Version, kernel.Package+" "+kernel.Version
+	r.Firecracker, r.Kernel = vmm.Version, guest.String()
 	return nil
 }

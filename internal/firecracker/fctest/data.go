@@ -28,7 +28,7 @@ func Data(tb testing.TB, dir string) paths.Data {
 		}
 	}
 	write(data.Vmlinux(), []byte("kernel"))
-	write(filepath.Join(data.Modules(), "modules.builtin"), []byte(strings.Join(kernel.GuestModules(), ".ko\n")+".ko\n"))
+	write(filepath.Join(data.GuestModules(), "modules.builtin"), []byte(strings.Join(kernel.GuestModules(), ".ko\n")+".ko\n"))
 	for name, interpreter := range map[string]string{"python": "python3", "shell": "/bin/sh"} {
 		image := make([]byte, 4096)
 		copy(image, "hsqs")
