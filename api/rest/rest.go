@@ -18,9 +18,11 @@ const (
 	MaxExecBody   = 1 << 20
 )
 
-// CreateRequest asks for a new sandbox. An empty body asks for the default pack.
+// CreateRequest asks for a new sandbox. An empty body asks for the default pack
+// and the default limits.
 type CreateRequest struct {
 	LanguagePack string `json:"language_pack,omitempty" default:"python" example:"python" doc:"The language pack to boot: its root filesystem and interpreter."`
+	Limits
 }
 
 // CreateResponse names the sandbox that was made.
@@ -37,6 +39,10 @@ type Sandbox struct {
 	GuestRAMMiB  int       `json:"guest_ram_mib" example:"256" doc:"Memory of its microVM in MiB."`
 	BootPath     string    `json:"boot_path" enum:"cold-boot" example:"cold-boot" doc:"How its microVM came to be."`
 	CreatedAt    time.Time `json:"created_at" doc:"When it was asked for."`
+
+	Limits        Limits    `json:"limits" doc:"What it may use."`
+	ExpiresAt     time.Time `json:"expires_at" doc:"When it is deleted because its lifetime is over."`
+	IdleExpiresAt time.Time `json:"idle_expires_at,omitzero" doc:"When it is deleted if no program is run until then. Absent while one runs."`
 }
 
 // SandboxList is every sandbox there is, oldest first.
@@ -49,7 +55,7 @@ type ExecRequest struct {
 	Code        string `json:"code" example:"print(6*7)" doc:"Source text for the pack's interpreter. It must not contain NUL."`
 	Stdin       string `json:"stdin,omitempty" doc:"What the program reads on standard input before it ends."`
 	StdinBase64 []byte `json:"stdin_base64,omitempty" doc:"The same for bytes that are not text, base64. Give one of the two."`
-	TimeoutMS   int64  `json:"timeout_ms,omitempty" minimum:"0" example:"5000" doc:"Wall-clock limit in milliseconds, after which the program and everything it started are killed. 0 means no limit."`
+	TimeoutMS   int64  `json:"timeout_ms,omitempty" minimum:"0" example:"5000" doc:"Wall-clock limit in milliseconds, after which the program and everything it started are killed. At most the sandbox's exec_timeout_s, which is what 0 means too."`
 }
 
 // ExecResult tells how a program ended. A program that fails is a result too;
@@ -93,7 +99,7 @@ type Status struct {
 // Error is the body of every answer that is not a success.
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
-	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
 }
 
 // EncodeOutput returns the bytes of an output stream as an [ExecResult] carries

@@ -16,9 +16,19 @@ import (
 // and a client that closed no more than its sending half get to see it.
 const statusClientClosed = 499
 
-// retryAfter is how many seconds a client is told to wait for a daemon that is
-// shutting down; it may be one that is being restarted.
-const retryAfter = "5"
+// retryAfter returns how many seconds a client is told to wait before it tries
+// again: for a daemon that is shutting down, which may be one that is being
+// restarted, and for room, which there is as soon as somebody else is done. It
+// is "" for errors that waiting does not mend.
+func retryAfter(code sandbox.Code) string {
+	switch code {
+	case sandbox.CodeClosing:
+		return "5"
+	case sandbox.CodeQuota, sandbox.CodeCapacity:
+		return "1"
+	}
+	return ""
+}
 
 // httpError is an error with a status other than that of its code.
 type httpError struct {
@@ -40,7 +50,9 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusRequestEntityTooLarge
 	case sandbox.CodeLost:
 		return http.StatusBadGateway
-	case sandbox.CodeBoot, sandbox.CodeClosing:
+	case sandbox.CodeQuota:
+		return http.StatusTooManyRequests
+	case sandbox.CodeBoot, sandbox.CodeClosing, sandbox.CodeCapacity:
 		return http.StatusServiceUnavailable
 	case sandbox.CodeCanceled:
 		return statusClientClosed
@@ -84,8 +96,8 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	a.log.Log(r.Context(), level, "request failed",
 		"route", r.Pattern, "sandbox_id", r.PathValue("id"), "status", status, "code", code, "err", err)
-	if code == sandbox.CodeClosing {
-		w.Header().Set("Retry-After", retryAfter)
+	if wait := retryAfter(code); wait != "" {
+		w.Header().Set("Retry-After", wait)
 	}
 	writeJSON(w, status, rest.Error{Message: msg, Code: string(code)})
 }

@@ -60,8 +60,11 @@ func decode(data []byte, to any) error {
 		return err
 	}
 	v := reflect.ValueOf(to).Elem()
-	for i := range v.NumField() {
-		name, options, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
+	for _, field := range reflect.VisibleFields(v.Type()) {
+		if field.Anonymous {
+			continue // its fields are visible themselves
+		}
+		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
 		raw, ok := values[name]
 		delete(values, name)
 		if !ok || string(raw) == "null" {
@@ -70,7 +73,7 @@ func decode(data []byte, to any) error {
 			}
 			continue
 		}
-		if err := json.Unmarshal(raw, v.Field(i).Addr().Interface()); err != nil {
+		if err := json.Unmarshal(raw, v.FieldByIndex(field.Index).Addr().Interface()); err != nil {
 			return errBody(err)
 		}
 	}

@@ -128,7 +128,8 @@ func decodeCreate(body []byte) (sandbox.Spec, error) {
 	if req.LanguagePack == "" {
 		req.LanguagePack = sandbox.DefaultPack
 	}
-	return sandbox.Spec{Pack: req.LanguagePack}, nil
+	l, err := limits(req.Limits)
+	return sandbox.Spec{Pack: req.LanguagePack, Limits: l}, err
 }
 
 // maxTimeoutMS is the longest time limit that a [time.Duration] can hold.
@@ -167,10 +168,14 @@ func describe(sb sandbox.Sandbox) rest.Sandbox {
 		ID:           string(sb.ID),
 		LanguagePack: sb.Pack,
 		State:        string(sb.State),
-		GuestVCPUs:   sb.Size.VCPUs,
-		GuestRAMMiB:  sb.Size.MemoryMiB,
+		GuestVCPUs:   sb.VCPUs,
+		GuestRAMMiB:  sb.MemoryMiB,
 		BootPath:     string(sb.BootPath),
 		CreatedAt:    sb.CreatedAt.UTC(),
+
+		Limits:        describeLimits(sb.Limits),
+		ExpiresAt:     sb.ExpiresAt.UTC(),
+		IdleExpiresAt: sb.IdleExpiresAt.UTC(),
 	}
 }
 

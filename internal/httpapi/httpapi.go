@@ -97,7 +97,7 @@ func (a *api) routes() []route {
 			method: "POST", path: "/sandboxes", id: "create-sandbox", summary: "Create a sandbox",
 			doc: "Boots a microVM and returns when it takes programs. A client that goes away before that leaves no sandbox behind.",
 			in:  rest.CreateRequest{}, inOptional: true, out: rest.CreateResponse{}, status: http.StatusCreated,
-			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeTooLarge, sandbox.CodeBoot, sandbox.CodeClosing},
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeClosing},
 			serve:  a.create,
 		},
 		{
@@ -122,7 +122,7 @@ func (a *api) routes() []route {
 			method: "POST", path: "/sandboxes/{id}/exec", id: "exec", summary: "Run a program in a sandbox",
 			doc: "Returns when the program has ended. A program that exits with an error is a success of this request. A client that goes away ends its program.",
 			in:  rest.ExecRequest{}, out: rest.ExecResult{}, status: http.StatusOK,
-			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeLost, sandbox.CodeClosing},
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeLost, sandbox.CodeClosing},
 			serve:  a.exec,
 		},
 		{

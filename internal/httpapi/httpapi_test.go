@@ -23,7 +23,9 @@ import (
 func TestAnswers(t *testing.T) {
 	const (
 		exec      = "/sandboxes/" + knownID + "/exec"
-		described = `{"id":"sb_a1b2c3d4e5f6","language_pack":"python","state":"running","guest_vcpus":1,"guest_ram_mib":256,"boot_path":"cold-boot","created_at":"2025-01-02T03:04:05Z"}`
+		described = `{"id":"sb_a1b2c3d4e5f6","language_pack":"python","state":"running","guest_vcpus":1,"guest_ram_mib":256,"boot_path":"cold-boot","created_at":"2025-01-02T03:04:05Z",` +
+			`"limits":{"vcpus":1,"memory_mib":256,"disk_mib":128,"pids":512,"timeout_s":3600,"idle_timeout_s":1800,"exec_timeout_s":60,"execs":16,"output_bytes":1048576},` +
+			`"expires_at":"2025-01-02T04:04:05Z","idle_expires_at":"2025-01-02T03:34:05Z"}`
 		invalid   = `{"error":"invalid request body","code":"invalid_request"}`
 		notFound  = `{"error":"sandbox not found","code":"not_found"}`
 		noRoute   = `{"error":"no such route","code":"not_found"}`
@@ -56,6 +58,12 @@ func TestAnswers(t *testing.T) {
 		{name: "create, boot fails", method: "POST", path: "/sandboxes", engine: &fakeEngine{err: sandbox.ErrBoot.Because(hostile)}, status: 503, want: `{"error":"the microVM did not become ready","code":"boot_failed"}`},
 		{name: "create, shutting down", method: "POST", path: "/sandboxes", engine: &fakeEngine{err: sandbox.ErrClosing}, status: 503, want: `{"error":"emberd is shutting down","code":"shutting_down"}`},
 		{name: "create, internal", method: "POST", path: "/sandboxes", engine: &fakeEngine{err: hostile}, status: 500, want: internal},
+		{name: "create, quota", method: "POST", path: "/sandboxes", engine: &fakeEngine{err: sandbox.OverQuota("there are 3")}, status: 429, want: `{"error":"there are 3","code":"quota_exceeded"}`},
+		{name: "create, no room", method: "POST", path: "/sandboxes", engine: &fakeEngine{err: sandbox.OverCapacity("no memory")}, status: 503, want: `{"error":"no memory","code":"no_capacity"}`},
+		{name: "create, limit is a string", method: "POST", path: "/sandboxes", body: `{"vcpus":"2"}`, status: 400, want: invalid},
+		{name: "create, limit is a fraction", method: "POST", path: "/sandboxes", body: `{"timeout_s":1.5}`, status: 400, want: invalid},
+		{name: "create, limit twice", method: "POST", path: "/sandboxes", body: `{"vcpus":1,"vcpus":1}`, status: 400, want: `{"error":"field \"vcpus\" appears twice","code":"invalid_request"}`},
+		{name: "create, endless lifetime", method: "POST", path: "/sandboxes", body: `{"timeout_s":9223372036854775807}`, status: 400, want: `{"error":"timeout_s is 9223372036854775807; no time is that long","code":"invalid_request"}`},
 		{name: "create, 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10), status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
 		{name: "create, over 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10+1), status: 413, want: fmt.Sprintf(tooLarge, 4<<10)},
 
@@ -95,6 +103,7 @@ func TestAnswers(t *testing.T) {
 		{name: "exec, over 1 MiB", method: "POST", path: exec, body: padded(`{"code":"1"}`, 1<<20+1), status: 413, want: fmt.Sprintf(tooLarge, 1<<20)},
 		{name: "exec, unknown id", method: "POST", path: "/sandboxes/sb_000000000000/exec", body: `{"code":"1"}`, status: 404, want: notFound},
 		{name: "exec, malformed id", method: "POST", path: "/sandboxes/sb_A1B2C3D4E5F6/exec", body: `{"code":"1"}`, status: 404, want: notFound},
+		{name: "exec, too many", method: "POST", path: exec, body: `{"code":"1"}`, engine: &fakeEngine{err: sandbox.OverQuota("16 programs run")}, status: 429, want: `{"error":"16 programs run","code":"quota_exceeded"}`},
 		{name: "exec, lost", method: "POST", path: exec, body: `{"code":"1"}`, engine: &fakeEngine{err: sandbox.ErrLost.Because(hostile)}, status: 502, want: `{"error":"the microVM ended while the program ran; its exit code is unknown","code":"sandbox_lost"}`},
 
 		{name: "get", method: "GET", path: "/sandboxes/" + knownID, status: 200, want: described},
@@ -160,6 +169,15 @@ func TestRequestsReachTheEngine(t *testing.T) {
 			t.Errorf("%q asks for pack %q, want %q", body, e.spec.Pack, want)
 		}
 	}
+	e := &fakeEngine{}
+	request(t, newAPI(e), "POST", "/sandboxes", `{"vcpus":2,"memory_mib":512,"disk_mib":100,"pids":99,"timeout_s":60,"idle_timeout_s":30,"exec_timeout_s":10,"execs":3,"output_bytes":4096}`)
+	asked := sandbox.Limits{
+		Size: sandbox.Size{VCPUs: 2, MemoryMiB: 512}, DiskMiB: 100, PIDs: 99, Lifetime: time.Minute,
+		IdleTimeout: 30 * time.Second, ExecTimeout: 10 * time.Second, Execs: 3, OutputBytes: 4096,
+	}
+	if e.spec.Limits != asked {
+		t.Errorf("asked for %+v, want %+v", e.spec.Limits, asked)
+	}
 	for body, want := range map[string]sandbox.ExecRequest{
 		`{"code":""}`: {},
 		`{"code":"é\n","stdin":"in","timeout_ms":1500}`:          {Code: "é\n", Stdin: []byte("in"), Timeout: 1500 * time.Millisecond},
@@ -187,9 +205,13 @@ func TestRefusedRequestsDoNothing(t *testing.T) {
 }
 
 func TestHeaders(t *testing.T) {
-	rec := request(t, newAPI(&fakeEngine{err: sandbox.ErrClosing}), "POST", "/sandboxes", "")
-	if got := rec.Header().Get("Retry-After"); got != retryAfter {
-		t.Errorf("Retry-After %q, want %q", got, retryAfter)
+	for err, want := range map[error]string{
+		sandbox.ErrClosing: "5", sandbox.ErrQuota: "1", sandbox.ErrCapacity: "1", sandbox.ErrBoot: "", sandbox.ErrNotFound: "",
+	} {
+		rec := request(t, newAPI(&fakeEngine{err: err}), "POST", "/sandboxes", "")
+		if got := rec.Header().Get("Retry-After"); got != want {
+			t.Errorf("%v: Retry-After %q, want %q", err, got, want)
+		}
 	}
 	for _, method := range []string{"PUT", "OPTIONS"} {
 		rec := request(t, newAPI(&fakeEngine{}), method, "/sandboxes", "")

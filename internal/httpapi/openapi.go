@@ -92,11 +92,13 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 			Content:     content(schemas, rest.Error{}),
 		}
 	}
-	if r := op.Responses["503"]; r != nil && slices.Contains(rt.errors, sandbox.CodeClosing) {
-		r.Headers = map[string]*huma.Param{"Retry-After": {
-			Description: "Seconds to wait, when emberd is shutting down.",
-			Schema:      &huma.Schema{Type: huma.TypeInteger},
-		}}
+	for _, code := range rt.errors {
+		if retryAfter(code) != "" {
+			op.Responses[strconv.Itoa(statusOf(code))].Headers = map[string]*huma.Param{"Retry-After": {
+				Description: "Seconds to wait, when there is no room or emberd is shutting down.",
+				Schema:      &huma.Schema{Type: huma.TypeInteger},
+			}}
+		}
 	}
 	return op
 }
