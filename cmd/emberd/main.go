@@ -67,6 +67,7 @@ func newCmd() *cobra.Command {
 	f.StringVar(&cfg.Init, "init", cfg.Init, "the emberd-init executable that becomes PID 1 of every guest")
 	limitFlags(f, &cfg)
 	f.DurationVar(&cfg.BootTimeout, "boot-timeout", cfg.BootTimeout, "how long a microVM may take to become ready")
+	f.TextVar(&cfg.Users, "vmm-users", cfg.Users, "the user ids, and group ids, that VMMs are given: FIRST-LAST")
 	f.TextVar(&level, "log-level", level, "log what is at least this important: debug, info, warn or error")
 	return cmd
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/jail"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
@@ -39,6 +40,8 @@ type Config struct {
 	BootTimeout time.Duration
 	// ParallelBoots is how many microVMs boot at a time.
 	ParallelBoots int
+	// Users are the user and group ids that VMMs are given.
+	Users jail.IDRange
 
 	Log *slog.Logger
 	// Launcher starts VMMs; nil means the jail.
@@ -57,6 +60,7 @@ func NewConfig() Config {
 		Capacity:      defaultCapacity(),
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
+		Users:         jail.DefaultUsers,
 		Log:           slog.New(slog.DiscardHandler),
 	}
 }
