@@ -44,6 +44,9 @@ import (
 // DefaultAddr is where emberd listens when told nothing else.
 const DefaultAddr = "127.0.0.1:7777"
 
+// UnixScheme begins the address of a daemon's Unix socket.
+const UnixScheme = "unix://"
+
 // ErrUnreachable is returned when no daemon answers at the client's address.
 var ErrUnreachable = errors.New("no emberd answers")
 
@@ -60,6 +63,7 @@ func (e *Error) Error() string { return e.Message }
 type Client struct {
 	addr string // for error messages
 	base string
+	key  string
 	http *http.Client
 	// patience is how long a create that was called off waits for the daemon.
 	patience time.Duration
@@ -68,19 +72,29 @@ type Client struct {
 // Option changes how a [Client] works.
 type Option func(*Client)
 
-// WithHTTPClient makes the client send its requests through hc. A timeout set
-// there also limits how long a program may run.
+// WithHTTPClient makes the client send its requests through hc, which then has
+// to find the way to a Unix socket itself. A timeout set there also limits how
+// long a program may run.
 func WithHTTPClient(hc *http.Client) Option { return func(c *Client) { c.http = hc } }
 
-// New returns a client of the daemon at addr, "host:port" or a URL. It does not
-// connect.
+// WithAPIKey makes the client send key with each request, for a daemon that asks
+// for one.
+func WithAPIKey(key string) Option { return func(c *Client) { c.key = key } }
+
+// New returns a client of the daemon at addr: "host:port", a URL, or the path of
+// a Unix socket after "unix://". It does not connect.
 func New(addr string, opts ...Option) *Client {
+	dial := (&net.Dialer{Timeout: 10 * time.Second}).DialContext
 	base := strings.TrimRight(addr, "/")
-	if !strings.Contains(base, "://") {
+	if path, ok := strings.CutPrefix(addr, UnixScheme); ok {
+		base = "http://localhost"
+		tcp := dial
+		dial = func(ctx context.Context, _, _ string) (net.Conn, error) { return tcp(ctx, "unix", path) }
+	} else if !strings.Contains(base, "://") {
 		base = "http://" + base
 	}
 	c := &Client{addr: addr, base: base, patience: defaultPatience, http: &http.Client{Transport: &http.Transport{
-		DialContext:         (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
+		DialContext:         dial,
 		MaxIdleConnsPerHost: 16,
 		IdleConnTimeout:     30 * time.Second,
 	}}}
@@ -216,6 +230,9 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	if in != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
+	if c.key != "" {
+		req.Header.Set("Authorization", "Bearer "+c.key)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return c.transportError(ctx, err)
@@ -245,7 +262,7 @@ func (c *Client) transportError(ctx context.Context, err error) error {
 		err = e.Err // the method and URL add nothing for the reader
 	}
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		if errors.Is(err, syscall.ECONNREFUSED) {
+		if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT) {
 			return fmt.Errorf("%w at %s", ErrUnreachable, c.addr)
 		}
 		return fmt.Errorf("%w at %s: %w", ErrUnreachable, c.addr, op.Err)
