@@ -11,7 +11,6 @@ import (
 
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker"
-	"github.com/emberd/emberd/internal/jail"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
@@ -27,7 +26,21 @@ const DefaultBootTimeout = 40 * time.Second
 
 // Config is everything a daemon can be told. [NewConfig] has the defaults.
 type Config struct {
-	Listen  string
+	// Listen is the address to serve the API on, Socket the path of the Unix
+	// socket to serve it on. Either is left out when it is empty.
+	Listen, Socket string
+	// SocketUIDs are the users who may use the socket, besides root and the
+	// daemon's own.
+	SocketUIDs []uint
+	// AllowHosts are Host headers that clients of Listen may send, besides its
+	// own names.
+	AllowHosts []string
+	// TLS is what the API at Listen is served with, if anything.
+	TLS TLSFiles
+	// Insecure lets Listen be an address that other hosts can reach without
+	// keys or TLS.
+	Insecure bool
+
 	DataDir paths.Data
 	RunDir  paths.Run
 	// Init is the emberd-init executable that becomes PID 1 of every guest.
@@ -40,8 +53,6 @@ type Config struct {
 	BootTimeout time.Duration
 	// ParallelBoots is how many microVMs boot at a time.
 	ParallelBoots int
-	// Users are the user and group ids that VMMs are given.
-	Users jail.IDRange
 
 	Log *slog.Logger
 	// Launcher starts VMMs; nil means the jail.
@@ -49,7 +60,11 @@ type Config struct {
 	Faults   *fault.Set
 }
 
-// NewConfig returns the configuration of a daemon that was told nothing.
+// TLSFiles are the PEM files of a certificate chain and its private key.
+type TLSFiles struct{ Cert, Key string }
+
+// NewConfig returns the configuration of a daemon that was told nothing. It has
+// no socket: the place for one depends on the run directory.
 func NewConfig() Config {
 	return Config{
 		Listen:        DefaultListen,
@@ -60,7 +75,6 @@ func NewConfig() Config {
 		Capacity:      defaultCapacity(),
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
-		Users:         jail.DefaultUsers,
 		Log:           slog.New(slog.DiscardHandler),
 	}
 }

@@ -11,9 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
-	"net/http"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -25,7 +22,6 @@ import (
 	"github.com/emberd/emberd/internal/jail"
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/pack"
-	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
@@ -35,16 +31,16 @@ import (
 
 // Daemon is emberd, ready to run.
 type Daemon struct {
-	cfg      Config
-	log      *slog.Logger
-	engine   *engine.Engine
-	handler  http.Handler
-	listener net.Listener
-	// release gives back what New took: locks, the listener.
+	cfg       Config
+	log       *slog.Logger
+	engine    *engine.Engine
+	api       *httpapi.API
+	listeners *listeners
+	// release gives back what New took: locks, listeners.
 	release cleanup.Stack
 }
 
-// New checks everything a daemon needs and takes its locks and its listener.
+// New checks everything a daemon needs and takes its locks and its listeners.
 // The caller runs the daemon or closes it.
 func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d := &Daemon{cfg: cfg, log: cfg.Log}
@@ -92,15 +88,15 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.release.Add("engine", d.engine.Close)
-	d.handler = httpapi.New(httpapi.Config{
+	d.api = httpapi.New(httpapi.Config{
 		Engine: d.engine, Log: cfg.Log,
 		Info:  func() rest.Info { return info },
 		Ready: d.engine.Ready,
 	})
-	if d.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+	if d.listeners, err = listen(cfg); err != nil {
 		return nil, err
 	}
-	d.release.Add("listener", func(context.Context) error { return closeListener(d.listener) })
+	d.release.Add("listeners", func(context.Context) error { return d.listeners.Close() })
 	return d, nil
 }
 
@@ -118,8 +114,7 @@ func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Lau
 	info.Versions.Firecracker = v
 	j, err := jail.Open(ctx, jail.Config{
 		Firecracker: d.cfg.DataDir.Firecracker(), Jailer: d.cfg.DataDir.Jailer(),
-		Dir: d.cfg.DataDir.Jails(), Users: d.cfg.Users, UserLocks: paths.UserLocks,
-		Log: d.log, Faults: d.cfg.Faults,
+		Dir: d.cfg.DataDir.Jails(), Log: d.log, Faults: d.cfg.Faults,
 	})
 	if err != nil {
 		return nil, err
@@ -139,55 +134,28 @@ func (l jailed) Launch(ctx context.Context, spec firecracker.LaunchSpec) (firecr
 	return p, nil
 }
 
-// Addr is where the API is served.
-func (d *Daemon) Addr() string { return d.listener.Addr().String() }
+// Addr is where the API is served: over TCP, or else on the Unix socket, as a
+// client takes it.
+func (d *Daemon) Addr() string { return d.listeners.addrs()[0] }
 
 // Engine is what the API is served from, for callers in the same process whose
 // requests do not fit one.
 func (d *Daemon) Engine() *engine.Engine { return d.engine }
 
-// drain is how long requests may take to notice that their sandboxes are gone.
-const drain = 10 * time.Second
-
 // Run serves the API until ctx ends, then ends every sandbox and gives back
 // what New took. It returns nil after an orderly end.
 func (d *Daemon) Run(ctx context.Context) error {
-	srv := httpapi.NewServer(d.handler, d.log)
-	d.log.Info("emberd is ready", "addr", d.Addr(), "data_dir", d.cfg.DataDir, "version", version.Version)
-	served := make(chan error, 1)
-	go func() { served <- srv.Serve(d.listener) }()
-
-	var errs []error
-	select {
-	case <-ctx.Done():
+	d.log.Info("emberd is ready", "addrs", d.listeners.addrs(), "data_dir", d.cfg.DataDir, "version", version.Version)
+	err := d.listeners.serve(ctx, d.api, func() error {
 		d.log.Info("emberd is shutting down")
-	case err := <-served:
-		errs = append(errs, fmt.Errorf("serve: %w", err))
-		served <- http.ErrServerClosed
-	}
-	// First the sandboxes, so that the requests that wait for them get their
-	// answer, then the requests.
-	errs = append(errs, d.engine.Close(ctx))
-	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
-	defer cancel()
-	if err := srv.Shutdown(stop); err != nil {
-		errs = append(errs, err, srv.Close())
-	}
-	if err := <-served; !errors.Is(err, http.ErrServerClosed) {
-		errs = append(errs, err)
-	}
-	return errors.Join(append(errs, d.Close(ctx))...)
+		// The requests that wait for the sandboxes get their answer.
+		return d.engine.Close(ctx)
+	})
+	return errors.Join(err, d.Close(ctx))
 }
 
 // Close gives back what New took. It is for a daemon that is not run.
 func (d *Daemon) Close(ctx context.Context) error { return d.release.Unwind(ctx) }
-
-func closeListener(l net.Listener) error {
-	if err := l.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-		return err
-	}
-	return nil
-}
 
 // hostKernel is the release of the kernel that runs emberd.
 func hostKernel() string {

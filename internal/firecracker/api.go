@@ -49,14 +49,17 @@ const maxReply = 64 << 10
 
 // apiClient speaks to the API socket of one Firecracker process.
 type apiClient struct {
-	http http.Client
-	dial func(context.Context) (net.Conn, error)
+	http   http.Client
+	socket string
 }
 
-func newAPIClient(dial func(context.Context) (net.Conn, error)) *apiClient {
-	c := &apiClient{dial: dial}
+func newAPIClient(socket string) *apiClient {
+	c := &apiClient{socket: socket}
 	c.http.Transport = &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", socket)
+		},
 		// Firecracker serves ten connections and no more; one is enough.
 		MaxConnsPerHost: 1,
 	}
@@ -76,7 +79,8 @@ func (c *apiClient) waitReady(ctx context.Context, exited <-chan struct{}) error
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
-		conn, err := c.dial(ctx)
+		var d net.Dialer
+		conn, err := d.DialContext(ctx, "unix", c.socket)
 		if err == nil {
 			return conn.Close()
 		}

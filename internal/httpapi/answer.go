@@ -7,6 +7,9 @@ import (
 	"errors"
 	"log/slog"
 	"net/http"
+	"slices"
+	"strconv"
+	"time"
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
@@ -44,6 +47,10 @@ func statusOf(code sandbox.Code) int {
 	switch code {
 	case sandbox.CodeInvalid, sandbox.CodeUnknownPack:
 		return http.StatusBadRequest
+	case sandbox.CodeUnauthorized:
+		return http.StatusUnauthorized
+	case sandbox.CodeForbidden:
+		return http.StatusForbidden
 	case sandbox.CodeNotFound:
 		return http.StatusNotFound
 	case sandbox.CodeTooLarge:
@@ -62,22 +69,26 @@ func statusOf(code sandbox.Code) int {
 }
 
 // handler returns the handler of one route.
-func (a *api) handler(rt route) http.Handler {
+func (a *API) handler(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		out, err := rt.serve(w, r)
 		switch {
 		case err != nil:
 			a.fail(w, r, err)
 		case rt.out == nil:
-			w.WriteHeader(rt.status)
+			a.send(w, r, rt.status, nil)
 		default:
-			writeJSON(w, rt.status, out)
+			a.writeJSON(w, r, rt.status, out)
 		}
 	})
 }
 
 // fail answers r with err and logs what the answer does not tell.
-func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
+func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if revoked(r) {
+		err = errRevoked // which made everything else fail
+		w.Header().Set("Connection", "close")
+	}
 	code, msg := sandbox.Public(err)
 	// What a client that goes away makes fail is neither a fault nor news.
 	if code != sandbox.CodeCanceled && r.Context().Err() != nil && errors.Is(err, context.Canceled) {
@@ -96,27 +107,52 @@ func (a *api) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	a.log.Log(r.Context(), level, "request failed",
 		"route", r.Pattern, "sandbox_id", r.PathValue("id"), "status", status, "code", code, "err", err)
+	if code == sandbox.CodeUnauthorized {
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	}
 	if wait := retryAfter(code); wait != "" {
 		w.Header().Set("Retry-After", wait)
 	}
-	writeJSON(w, status, rest.Error{Message: msg, Code: string(code)})
+	a.writeJSON(w, r, status, rest.Error{Message: msg, Code: string(code)})
 }
 
-// writeJSON answers with v. A client that does not read it is its own loss.
-func writeJSON(w http.ResponseWriter, status int, v any) {
+// writeJSON answers r with v.
+func (a *API) writeJSON(w http.ResponseWriter, r *http.Request, status int, v any) {
 	var b bytes.Buffer
 	enc := json.NewEncoder(&b)
 	enc.SetEscapeHTML(false)
 	if err := enc.Encode(v); err != nil {
 		panic(err) // the API's types hold nothing that JSON cannot
 	}
-	writeBody(w, status, b.Bytes())
+	a.send(w, r, status, b.Bytes())
 }
 
-func writeBody(w http.ResponseWriter, status int, body []byte) {
+// send answers r with body, which is JSON or nothing. A client that does not
+// read it is its own loss: the connection is closed, once it has been waited for
+// long enough.
+func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body []byte) {
 	h := w.Header()
-	h.Set("Content-Type", "application/json")
+	if body != nil {
+		h.Set("Content-Type", "application/json")
+		h.Set("Content-Length", strconv.Itoa(len(body)))
+	}
 	h.Set("X-Content-Type-Options", "nosniff")
+	h.Set("Cross-Origin-Resource-Policy", "same-origin")
+	h.Set("Cache-Control", "no-store")
+	conn := http.NewResponseController(w)
+	grace := a.writeGrace
+	if revoked(r) {
+		grace = lastWords
+	}
+	_ = conn.SetWriteDeadline(time.Now().Add(grace))
 	w.WriteHeader(status)
-	_, _ = w.Write(body)
+	for piece := range slices.Chunk(body, writePiece) {
+		_ = conn.SetWriteDeadline(time.Now().Add(grace))
+		if status < 300 && revoked(r) {
+			panic(http.ErrAbortHandler) // half an answer must not look like one
+		}
+		if _, err := w.Write(piece); err != nil {
+			return
+		}
+	}
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -16,8 +17,8 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// defaultBodyTimeout is how long a client may take to send a body.
-const defaultBodyTimeout = 20 * time.Second
+// maxDepth is how deep a body may be nested.
+const maxDepth = 32
 
 // errBody is the answer to a body that is no JSON object of the right types.
 func errBody(cause error) error {
@@ -26,13 +27,17 @@ func errBody(cause error) error {
 
 // readBody returns the body of r without the white space around it. One of more
 // than limit bytes is an error, whatever length it claims to have.
-func (a *api) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+func (a *API) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	conn := http.NewResponseController(w)
+	body, err := io.ReadAll(&paced{
+		r: http.MaxBytesReader(w, r.Body, limit), request: r, conn: conn,
+		deadline: time.Now().Add(a.bodyGrace),
+	})
 	// The deadline must not outlast the body: net/http goes on reading, to
 	// notice a client that goes away while its program runs.
-	deadline := http.NewResponseController(w)
-	_ = deadline.SetReadDeadline(time.Now().Add(a.bodyTimeout))
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, limit))
-	_ = deadline.SetReadDeadline(time.Time{})
+	if err == nil {
+		_ = conn.SetReadDeadline(time.Time{})
+	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
 		return nil, &sandbox.Error{Code: sandbox.CodeTooLarge, Message: fmt.Sprintf("request body too large: the limit is %d bytes", limit)}
 	}
@@ -45,6 +50,25 @@ func (a *api) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]b
 	return bytes.TrimSpace(body), nil
 }
 
+// paced reads the body of a request that has to come at bodyRate.
+type paced struct {
+	r        io.Reader
+	request  *http.Request
+	conn     *http.ResponseController
+	deadline time.Time
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	_ = p.conn.SetReadDeadline(p.deadline)
+	// A key that is revoked sets a deadline too, after it ended the context.
+	if revoked(p.request) {
+		return 0, errRevoked
+	}
+	n, err := p.r.Read(b)
+	p.deadline = p.deadline.Add(time.Duration(n) * time.Second / bodyRate)
+	return n, err
+}
+
 // decode fills the struct that to points to from a JSON object. It is stricter
 // than encoding/json, because a misspelt or repeated field means that the
 // client would not get what it asked for: names are compared exactly, each may
@@ -55,18 +79,14 @@ func decode(data []byte, to any) error {
 	if !utf8.Valid(data) {
 		return errBody(errors.New("not UTF-8"))
 	}
-	values, err := object(data)
+	v := reflect.ValueOf(to).Elem()
+	values, err := object(data, names(v.Type()))
 	if err != nil {
 		return err
 	}
-	v := reflect.ValueOf(to).Elem()
-	for _, field := range reflect.VisibleFields(v.Type()) {
-		if field.Anonymous {
-			continue // its fields are visible themselves
-		}
+	for _, field := range fields(v.Type()) {
 		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
 		raw, ok := values[name]
-		delete(values, name)
 		if !ok || string(raw) == "null" {
 			if options != "omitempty" {
 				return sandbox.Invalid("missing field %q", name)
@@ -77,14 +97,32 @@ func decode(data []byte, to any) error {
 			return errBody(err)
 		}
 	}
-	for name := range values {
-		return sandbox.Invalid("unknown field %q", name)
-	}
 	return nil
 }
 
-// object splits a JSON object into its fields.
-func object(data []byte) (map[string]json.RawMessage, error) {
+// fields returns the fields of the struct t and of those that are embedded in
+// it.
+func fields(t reflect.Type) []reflect.StructField {
+	return slices.DeleteFunc(reflect.VisibleFields(t), func(f reflect.StructField) bool { return f.Anonymous })
+}
+
+// names returns the names of the fields of the struct t in JSON.
+func names(t reflect.Type) []string {
+	var out []string
+	for _, f := range fields(t) {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		out = append(out, name)
+	}
+	return out
+}
+
+// object splits a JSON object into its fields, which are some of those in known.
+// It stops at the first that is not, so that a body of many fields takes no
+// memory.
+func object(data []byte, known []string) (map[string]json.RawMessage, error) {
+	if tooDeep(data) {
+		return nil, sandbox.Invalid("the request body is nested too deeply")
+	}
 	if !json.Valid(data) || data[0] != '{' {
 		return nil, errBody(errors.New("not a JSON object"))
 	}
@@ -99,6 +137,9 @@ func object(data []byte) (map[string]json.RawMessage, error) {
 			return nil, errBody(err)
 		}
 		name, _ := key.(string)
+		if !slices.Contains(known, name) {
+			return nil, sandbox.Invalid("unknown field %q", name)
+		}
 		if _, ok := values[name]; ok {
 			return nil, sandbox.Invalid("field %q appears twice", name)
 		}
@@ -109,4 +150,26 @@ func object(data []byte) (map[string]json.RawMessage, error) {
 		values[name] = value
 	}
 	return values, nil
+}
+
+// tooDeep reports whether JSON is nested more than maxDepth deep. Of what is no
+// JSON it may report anything.
+func tooDeep(data []byte) bool {
+	depth, quoted := 0, false
+	for i := 0; i < len(data); i++ {
+		switch c := data[i]; {
+		case quoted && c == '\\':
+			i++
+		case c == '"':
+			quoted = !quoted
+		case quoted:
+		case c == '{' || c == '[':
+			if depth++; depth > maxDepth {
+				return true
+			}
+		case c == '}' || c == ']':
+			depth--
+		}
+	}
+	return false
 }

@@ -107,11 +107,16 @@ func (l *logBuffer) String() string {
 	return l.b.String()
 }
 
+// newAPI returns the API for a listener that asks for nothing.
 func newAPI(e *fakeEngine) http.Handler {
 	return newLoggedAPI(e, nil, &logBuffer{})
 }
 
 func newLoggedAPI(e *fakeEngine, ready error, log *logBuffer) http.Handler {
+	return &gate{unguarded(e, ready, log), Access{}}
+}
+
+func unguarded(e *fakeEngine, ready error, log *logBuffer) *API {
 	return New(Config{
 		Engine: e,
 		Info: func() rest.Info {

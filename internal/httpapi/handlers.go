@@ -14,19 +14,21 @@ import (
 	"github.com/emberd/emberd/internal/x/cleanup"
 )
 
-// api is the handler that [New] returns.
-type api struct {
+// API is emberd's HTTP API. Get one from [New], and servers of it from
+// [API.Server].
+type API struct {
 	engine Engine
 	info   func() rest.Info
 	ready  func() error
 	log    *slog.Logger
 	mux    *http.ServeMux
+	open   map[string]bool // patterns that ask for no key
 	panics atomic.Int64
 
-	bodyTimeout time.Duration
+	bodyGrace, writeGrace time.Duration
 }
 
-func (a *api) create(w http.ResponseWriter, r *http.Request) (any, error) {
+func (a *API) create(w http.ResponseWriter, r *http.Request) (any, error) {
 	body, err := a.readBody(w, r, rest.MaxCreateBody)
 	if err != nil {
 		return nil, err
@@ -47,7 +49,7 @@ func (a *api) create(w http.ResponseWriter, r *http.Request) (any, error) {
 
 // discard deletes a sandbox whose client went away before it could learn the
 // id, and returns the error of the client's request.
-func (a *api) discard(ctx context.Context, id sandbox.ID) error {
+func (a *API) discard(ctx context.Context, id sandbox.ID) error {
 	clean, cancel := cleanup.Context(ctx)
 	defer cancel()
 	if err := a.engine.Delete(clean, id); err != nil {
@@ -56,7 +58,7 @@ func (a *api) discard(ctx context.Context, id sandbox.ID) error {
 	return context.Cause(ctx)
 }
 
-func (a *api) list(http.ResponseWriter, *http.Request) (any, error) {
+func (a *API) list(http.ResponseWriter, *http.Request) (any, error) {
 	all := a.engine.List()
 	out := rest.SandboxList{Sandboxes: make([]rest.Sandbox, len(all))}
 	for i, sb := range all {
@@ -65,7 +67,7 @@ func (a *api) list(http.ResponseWriter, *http.Request) (any, error) {
 	return out, nil
 }
 
-func (a *api) get(_ http.ResponseWriter, r *http.Request) (any, error) {
+func (a *API) get(_ http.ResponseWriter, r *http.Request) (any, error) {
 	id, err := sandbox.ParseID(r.PathValue("id"))
 	if err != nil {
 		return nil, err
@@ -77,7 +79,7 @@ func (a *api) get(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return describe(sb), nil
 }
 
-func (a *api) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
+func (a *API) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
 	id, err := sandbox.ParseID(r.PathValue("id"))
 	if err != nil {
 		return nil, err
@@ -85,7 +87,7 @@ func (a *api) delete(_ http.ResponseWriter, r *http.Request) (any, error) {
 	return nil, a.engine.Delete(r.Context(), id)
 }
 
-func (a *api) exec(w http.ResponseWriter, r *http.Request) (any, error) {
+func (a *API) exec(w http.ResponseWriter, r *http.Request) (any, error) {
 	id, err := sandbox.ParseID(r.PathValue("id"))
 	if err != nil {
 		return nil, err
@@ -105,7 +107,7 @@ func (a *api) exec(w http.ResponseWriter, r *http.Request) (any, error) {
 	return result(res), nil
 }
 
-func (a *api) readiness(http.ResponseWriter, *http.Request) (any, error) {
+func (a *API) readiness(http.ResponseWriter, *http.Request) (any, error) {
 	err := a.ready()
 	if err == nil {
 		return rest.Status{Status: "ready"}, nil

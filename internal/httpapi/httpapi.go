@@ -5,17 +5,17 @@
 // published OpenAPI document are both made from it, so they cannot disagree.
 //
 // Each answer is JSON, errors included, and an error tells the client no more
-// than [sandbox.Public] allows; its cause goes to the log. Requests that a web
-// page could make a browser send are refused, since the API asks for no
-// credentials on loopback. The package keeps no state between requests; what
-// sandboxes there are is for the engine to know.
+// than [sandbox.Public] allows; its cause goes to the log. Who may come in is a
+// value for each listener ([Access]), and is decided before anybody looks at
+// what is asked for. A client that is slow, or sends too much, costs a bounded
+// amount of memory for a bounded time. The package keeps no state between
+// requests; what sandboxes there are is for the engine to know.
 package httpapi
 
 import (
 	"context"
 	"log/slog"
 	"net/http"
-	"time"
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
@@ -46,37 +46,31 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// New returns the API as a handler. It may be used by any number of goroutines.
-func New(cfg Config) http.Handler {
-	a := &api{engine: cfg.Engine, info: cfg.Info, ready: cfg.Ready, log: cfg.Log, bodyTimeout: defaultBodyTimeout}
-	a.mux = http.NewServeMux()
+// New returns the API. It may be used by any number of goroutines.
+func New(cfg Config) *API {
+	a := &API{
+		engine: cfg.Engine, info: cfg.Info, ready: cfg.Ready, log: cfg.Log,
+		mux: http.NewServeMux(), open: make(map[string]bool),
+		bodyGrace: bodyGrace, writeGrace: writeGrace,
+	}
 	routes := a.routes()
 	for _, rt := range routes {
-		a.mux.Handle(rt.method+" "+rt.path, a.handler(rt))
+		pattern := rt.method + " " + rt.path
+		a.mux.Handle(pattern, a.handler(rt))
+		a.open[pattern] = rt.open
 	}
 	document := openAPI(routes)
-	a.mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, _ *http.Request) {
-		writeBody(w, http.StatusOK, document)
+	a.mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, r *http.Request) {
+		a.send(w, r, http.StatusOK, document)
 	})
 	return a
-}
-
-// NewServer returns a server for h whose limits suit the API: a client must
-// send its headers soon and may then wait for as long as its program runs.
-func NewServer(h http.Handler, log *slog.Logger) *http.Server {
-	return &http.Server{
-		Handler:           h,
-		ReadHeaderTimeout: 5 * time.Second,
-		IdleTimeout:       60 * time.Second,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
-	}
 }
 
 // route is one operation of the API.
 type route struct {
 	method, path string
 	id           string // OpenAPI's operationId
+	open         bool   // to clients without a key, too
 	summary, doc string
 
 	// in is a zero value of the request's JSON body, nil if it has none. The
@@ -91,7 +85,7 @@ type route struct {
 	serve func(w http.ResponseWriter, r *http.Request) (out any, err error)
 }
 
-func (a *api) routes() []route {
+func (a *API) routes() []route {
 	return []route{
 		{
 			method: "POST", path: "/sandboxes", id: "create-sandbox", summary: "Create a sandbox",
@@ -131,7 +125,7 @@ func (a *api) routes() []route {
 			serve: func(http.ResponseWriter, *http.Request) (any, error) { return a.info(), nil },
 		},
 		{
-			method: "GET", path: "/healthz", id: "health", summary: "Does the daemon answer?",
+			method: "GET", path: "/healthz", id: "health", open: true, summary: "Does the daemon answer?",
 			out: rest.Status{}, status: http.StatusOK,
 			serve: func(http.ResponseWriter, *http.Request) (any, error) { return rest.Status{Status: "ok"}, nil },
 		},

@@ -262,39 +262,6 @@ func TestPanic(t *testing.T) {
 	}
 }
 
-// TestBrowsersAreKeptOut sends what browsers send on behalf of web pages.
-func TestBrowsersAreKeptOut(t *testing.T) {
-	for _, tt := range []struct {
-		name, host string
-		header     http.Header
-		status     int
-	}{
-		{name: "curl", host: "127.0.0.1:7777", status: 201},
-		{name: "IPv6", host: "[::1]:7777", status: 201},
-		{name: "no port", host: "LocalHost", status: 201},
-		{name: "user's own page", host: "localhost:7777", header: http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://localhost:7777"}}, status: 201},
-		{name: "cross-site form", host: "127.0.0.1:7777", header: http.Header{"Sec-Fetch-Site": {"cross-site"}, "Origin": {"https://evil.test"}}, status: 403},
-		{name: "old browser", host: "127.0.0.1:7777", header: http.Header{"Origin": {"https://evil.test"}}, status: 403},
-		{name: "sandboxed frame", host: "127.0.0.1:7777", header: http.Header{"Origin": {"null"}}, status: 403},
-		{name: "another port of this host", host: "localhost:7777", header: http.Header{"Sec-Fetch-Site": {"same-site"}}, status: 403},
-		{name: "DNS rebinding", host: "evil.test:7777", header: http.Header{"Sec-Fetch-Site": {"same-origin"}, "Origin": {"http://evil.test:7777"}}, status: 421},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			e := &fakeEngine{}
-			r := httptest.NewRequest("POST", "/sandboxes", nil)
-			r.Host, r.Header = tt.host, tt.header
-			rec := httptest.NewRecorder()
-			newAPI(e).ServeHTTP(rec, r)
-			if rec.Code != tt.status {
-				t.Errorf("status %d, want %d: %s", rec.Code, tt.status, rec.Body)
-			}
-			if called := len(e.calls) > 0; called != (tt.status == 201) {
-				t.Errorf("the engine was called: %v", called)
-			}
-		})
-	}
-}
-
 // TestChunkedBody checks that a body that does not tell its length is held to
 // the same limit, over a real connection.
 func TestChunkedBody(t *testing.T) {
@@ -322,9 +289,9 @@ func TestSlowBody(t *testing.T) {
 		case <-time.After(300 * time.Millisecond):
 		}
 	}}
-	h := newAPI(e)
-	h.(*api).bodyTimeout = 100 * time.Millisecond
-	srv := httptest.NewServer(h)
+	a := unguarded(e, nil, &logBuffer{})
+	a.bodyGrace = 100 * time.Millisecond
+	srv := httptest.NewServer(&gate{a, Access{}})
 	defer srv.Close()
 
 	endless, w := io.Pipe()

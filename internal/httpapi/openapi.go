@@ -21,10 +21,17 @@ const apiVersion = "1"
 
 const description = `Runs unvetted code in Firecracker microVMs.
 
-Requests need no content type. Every answer with a body is JSON, errors included.
+Requests need no content type. Every answer of an operation is JSON, errors
+included. A key is asked for where the daemon has some, except on its Unix socket.
+
 Besides the errors named at each operation, any request can be answered with 403
-or 421, when a web page may have caused it, and one with a body with 408, when
-that is not sent in time.`
+or 421, when a web page may have caused it, with 414 when its query is longer
+than 4 KiB, and one with a body with 408, when that is not sent in time. What is
+no HTTP, or has more than 16 KiB of headers, gets a plain text and an end of the
+connection.`
+
+// keyScheme is the name of the API keys in the document.
+const keyScheme = "key"
 
 const jsonType = "application/json"
 
@@ -40,7 +47,10 @@ func openAPI(routes []route) []byte {
 			Description: description,
 			License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
 		},
-		Components: &huma.Components{Schemas: schemas},
+		Components: &huma.Components{Schemas: schemas, SecuritySchemes: map[string]*huma.SecurityScheme{
+			keyScheme: {Type: "http", Scheme: "bearer", Description: "A key of `emberctl key create`."},
+		}},
+		Security: []map[string][]string{{}, {keyScheme: {}}},
 	}
 	for _, rt := range routes {
 		doc.AddOperation(operation(rt, schemas))
@@ -80,8 +90,14 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 	if rt.in != nil {
 		op.RequestBody = &huma.RequestBody{Required: !rt.inOptional, Content: content(schemas, rt.in)}
 	}
+	codes := append(slices.Clone(rt.errors), sandbox.CodeInternal)
+	if rt.open {
+		op.Security = []map[string][]string{}
+	} else {
+		codes = append(codes, sandbox.CodeUnauthorized)
+	}
 	// Several codes may share a status: the description names them all.
-	for _, code := range append(slices.Clone(rt.errors), sandbox.CodeInternal) {
+	for _, code := range codes {
 		status := strconv.Itoa(statusOf(code))
 		if r := op.Responses[status]; r != nil {
 			r.Description += ", " + string(code)
@@ -92,6 +108,7 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 			Content:     content(schemas, rest.Error{}),
 		}
 	}
+	op.Responses["default"] = &huma.Response{Description: "what any request can end in", Content: content(schemas, rest.Error{})}
 	for _, code := range rt.errors {
 		if retryAfter(code) != "" {
 			op.Responses[strconv.Itoa(statusOf(code))].Headers = map[string]*huma.Param{"Retry-After": {

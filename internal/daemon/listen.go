@@ -1,0 +1,188 @@
+package daemon
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/apikey"
+	"github.com/emberd/emberd/internal/httpapi"
+)
+
+// maxConns bounds the connections of each listener. Those of the Unix socket
+// are counted apart, so that whoever uses up the others does not lock out this
+// host's administrator.
+const maxConns = 4096
+
+// listeners is where the API is served: over TCP, on a Unix socket, or both.
+type listeners struct {
+	log  *slog.Logger
+	keys *apikey.Ring
+	all  []listener
+}
+
+// listener is one of them, and what is asked of those who come in there.
+type listener struct {
+	net.Listener
+	access httpapi.Access
+}
+
+// listen opens the listeners that cfg names. TCP that other hosts can reach is
+// refused without keys and TLS, unless cfg says that this is wanted.
+func listen(cfg Config) (_ *listeners, err error) {
+	keys, err := apikey.Open(cfg.DataDir.Keys(), cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	l := &listeners{log: cfg.Log, keys: keys}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	if cfg.Listen == "" && cfg.Socket == "" {
+		return nil, errors.New("nothing to listen on: neither an address nor a socket is given")
+	}
+	if cfg.Listen != "" {
+		if err := l.listenTCP(cfg); err != nil {
+			return nil, err
+		}
+	}
+	if cfg.Socket != "" {
+		socket, err := listenUnix(cfg)
+		if err != nil {
+			return nil, err
+		}
+		l.all = append(l.all, listener{socket, httpapi.Access{Peer: peerCheck(cfg.SocketUIDs), MaxConns: maxConns}})
+	}
+	return l, nil
+}
+
+func (l *listeners) listenTCP(cfg Config) error {
+	cert, err := loadCertificate(cfg.TLS, cfg.Log)
+	if err != nil {
+		return err
+	}
+	tcp, err := net.Listen("tcp", cfg.Listen)
+	if err != nil {
+		return err
+	}
+	addr := tcp.Addr().(*net.TCPAddr).AddrPort()
+	open := !addr.Addr().Unmap().IsLoopback()
+	switch {
+	case !open:
+	case cfg.Insecure:
+		l.log.Warn("other hosts can reach the API, and --insecure waives API keys and TLS", "addr", addr.String())
+	case cert == nil || l.keys.Len() == 0:
+		return errors.Join(tcp.Close(), fmt.Errorf("listen on %s: other hosts could reach this, "+
+			"so it takes API keys (emberctl key create) and TLS (--tls-cert, --tls-key)", cfg.Listen))
+	}
+	at := listener{tcp, httpapi.Access{
+		Hosts: hosts(addr, cert != nil, cfg.AllowHosts),
+		Keys:  l.keys, KeysAlways: open && !cfg.Insecure,
+		MaxConns: maxConns,
+	}}
+	if cert != nil {
+		at.Listener = tls.NewListener(tcp, cert.config())
+	}
+	l.all = append(l.all, at)
+	return nil
+}
+
+// hosts returns the Host headers that clients of addr may send: its own names
+// as long as they are those of no DNS record, and those in more, as they are.
+func hosts(addr netip.AddrPort, secure bool, more []string) []string {
+	names := []string{"localhost", "127.0.0.1", "[::1]"}
+	switch ip := addr.Addr().Unmap().WithZone(""); {
+	case ip.IsUnspecified(), ip.IsLoopback():
+	case ip.Is4():
+		names = append(names, ip.String())
+	default:
+		names = append(names, "["+ip.String()+"]")
+	}
+	out := make([]string, 0, 2*len(names)+len(more))
+	for _, name := range names {
+		out = append(out, name+":"+strconv.Itoa(int(addr.Port())))
+		if !secure && addr.Port() == 80 || secure && addr.Port() == 443 {
+			out = append(out, name)
+		}
+	}
+	for _, name := range more {
+		out = append(out, strings.ToLower(name))
+	}
+	return out
+}
+
+// addrs says where the API is served.
+func (l *listeners) addrs() []string {
+	out := make([]string, len(l.all))
+	for i, at := range l.all {
+		out[i] = at.Addr().String()
+		if at.Addr().Network() == "unix" {
+			out[i] = client.UnixScheme + out[i]
+		}
+	}
+	return out
+}
+
+// serve answers requests until one listener fails or ctx ends. Then it calls
+// drain, which makes the requests that are open end soon, waits for them up to
+// a limit, and returns what went wrong.
+func (l *listeners) serve(ctx context.Context, api *httpapi.API, drain func() error) error {
+	failed := make(chan error, len(l.all))
+	var running sync.WaitGroup
+	defer running.Wait()
+	servers := make([]*http.Server, len(l.all))
+	for i, at := range l.all {
+		servers[i] = api.Server(at.access)
+		running.Go(func() {
+			if err := servers[i].Serve(at); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("serve %s: %w", at.Addr(), err)
+			}
+		})
+	}
+	watching, unwatch := context.WithCancel(context.WithoutCancel(ctx))
+	defer unwatch()
+	running.Go(func() { l.keys.Watch(watching) })
+
+	var errs []error
+	select {
+	case <-ctx.Done():
+	case err := <-failed:
+		errs = append(errs, err)
+	}
+	errs = append(errs, drain())
+	stop, release := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
+	defer release()
+	for _, srv := range servers {
+		if err := srv.Shutdown(stop); err != nil {
+			errs = append(errs, err, srv.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Close closes every listener.
+func (l *listeners) Close() error {
+	var errs []error
+	for _, at := range l.all {
+		if err := at.Listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// drainTimeout is how long requests may take to notice that their sandboxes are
+// gone.
+const drainTimeout = 10 * time.Second
