@@ -133,6 +133,9 @@ func hintFor(err error, code int, command string) string {
 	if e, ok := errors.AsType[*client.Error](err); ok && e.Code == string(sandbox.CodeTooLarge) {
 		return "code and standard input travel in one request; bytes that are not text take a third more"
 	}
+	if e, ok := errors.AsType[*client.Error](err); ok && e.Code == string(sandbox.CodeUnauthorized) {
+		return "put a key of emberctl key create into EMBERD_API_KEY, or use --addr unix://PATH for emberd's socket"
+	}
 	if code == exitUsage {
 		return command + " --help"
 	}

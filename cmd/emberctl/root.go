@@ -67,8 +67,8 @@ func newRoot(a *app) *cobra.Command {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	f := root.PersistentFlags()
-	f.StringVar(&a.addr, "addr", cmp.Or(os.Getenv("EMBERD_ADDR"), client.DefaultAddr), "where emberd listens ($EMBERD_ADDR)")
-	f.StringVar(&a.dataDir, "data-dir", cmp.Or(os.Getenv("EMBERD_DATA_DIR"), paths.DefaultData), "where packs, kernel and machine are kept ($EMBERD_DATA_DIR)")
+	f.StringVar(&a.addr, "addr", cmp.Or(os.Getenv("EMBERD_ADDR"), client.DefaultAddr), "where emberd listens: HOST:PORT, a URL or unix://PATH ($EMBERD_ADDR)")
+	f.StringVar(&a.dataDir, "data-dir", cmp.Or(os.Getenv("EMBERD_DATA_DIR"), paths.DefaultData), "where packs, kernel, keys and machine are kept ($EMBERD_DATA_DIR)")
 	f.StringVar(&a.runDir, "run-dir", cmp.Or(os.Getenv("EMBERD_RUN_DIR"), paths.DefaultRun), "where the state of what runs is kept ($EMBERD_RUN_DIR)")
 	f.BoolVar(&a.json, "json", false, "print JSON")
 
@@ -80,6 +80,7 @@ func newRoot(a *app) *cobra.Command {
 		newLsCmd(a),
 		newInfoCmd(a),
 		newPackCmd(a),
+		newKeyCmd(a),
 		newMachineCmd(a),
 		newSetupCmd(a),
 		newDoctorCmd(a),
@@ -119,7 +120,7 @@ func wrapArgs(cmd *cobra.Command) {
 // client returns a client of the daemon the flags name.
 func (a *app) client() *client.Client {
 	if a.daemon == nil {
-		a.daemon = client.New(a.addr)
+		a.daemon = client.New(a.addr, client.WithAPIKey(os.Getenv("EMBERD_API_KEY")))
 	}
 	return a.daemon
 }
