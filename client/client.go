@@ -111,7 +111,8 @@ type Program struct {
 	Code string
 	// Stdin is what the program reads on standard input, byte for byte.
 	Stdin []byte
-	// Timeout is a wall-clock limit, in whole milliseconds; zero means none.
+	// Timeout is a wall-clock limit, in whole milliseconds; zero means that of
+	// the sandbox.
 	Timeout time.Duration
 }
 

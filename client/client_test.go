@@ -116,6 +116,13 @@ func TestRequests(t *testing.T) {
 			func(ctx context.Context, c *Client) (any, error) { return c.Create(ctx, "shell") }, id},
 		{"create the default", `POST /sandboxes {}`, 201, `{"id":"` + id + `"}`,
 			func(ctx context.Context, c *Client) (any, error) { return c.Create(ctx, "") }, id},
+		{"create with limits", `POST /sandboxes {"vcpus":2,"memory_mib":512,"disk_mib":99,"pids":64,"timeout_s":60,"idle_timeout_s":1,"exec_timeout_s":2,"execs":3,"output_bytes":4}`,
+			201, `{"id":"` + id + `"}`, func(ctx context.Context, c *Client) (any, error) {
+				return c.Create(ctx, "", WithLimits(Limits{
+					VCPUs: 2, MemoryMiB: 512, DiskMiB: 99, PIDs: 64, Lifetime: time.Minute, IdleTimeout: time.Millisecond,
+					ExecTimeout: 1001 * time.Millisecond, Execs: 3, OutputBytes: 4,
+				}))
+			}, id},
 		{"delete", `DELETE /sandboxes/` + id, 204, ``,
 			func(ctx context.Context, c *Client) (any, error) { return nil, c.Delete(ctx, id) }, nil},
 		{"an id is one segment", `DELETE /sandboxes/..%2Finfo`, 204, ``,

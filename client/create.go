@@ -23,7 +23,7 @@ const defaultPatience = 10 * time.Second
 // When ctx ends first, no sandbox is left behind: Create tells the daemon to
 // stop and waits a moment for its answer, and if that says that the sandbox had
 // just been made, deletes it.
-func (c *Client) Create(ctx context.Context, pack string) (string, error) {
+func (c *Client) Create(ctx context.Context, pack string, options ...CreateOption) (string, error) {
 	if ctx.Err() != nil {
 		return "", context.Cause(ctx)
 	}
@@ -50,8 +50,12 @@ func (c *Client) Create(ctx context.Context, pack string) (string, error) {
 	})
 	defer stop()
 
+	req := rest.CreateRequest{LanguagePack: pack}
+	for _, o := range options {
+		o(&req)
+	}
 	var created rest.CreateResponse
-	err := c.do(traced, http.MethodPost, "/sandboxes", rest.CreateRequest{LanguagePack: pack}, &created)
+	err := c.do(traced, http.MethodPost, "/sandboxes", req, &created)
 	if ctx.Err() == nil {
 		return created.ID, err
 	}

@@ -31,6 +31,7 @@ Exit status:
 func newRunCmd(a *app) *cobra.Command {
 	var src source
 	var pack string
+	var limits client.Limits
 	cmd := &cobra.Command{
 		Use:   "run [flags] CODE|-",
 		Short: "Run a program in a sandbox of its own",
@@ -40,6 +41,7 @@ the sandbox, whatever happens. With - the code is read from standard input.
 		Example: `  emberctl run 'print(6*7)'
   emberctl run --pack shell 'uname -a; id'
   emberctl run --timeout 5s --file script.py
+  emberctl run --memory 1024 --pids 64 --file script.py
   emberctl run 'import sys; print(len(sys.stdin.read()))' < README.md
   emberctl run - < script.py`,
 		Args: func(_ *cobra.Command, args []string) error { return src.check(args) },
@@ -48,12 +50,13 @@ the sandbox, whatever happens. With - the code is read from standard input.
 			if err != nil {
 				return err
 			}
-			return a.runOnce(cmd.Context(), pack, prog)
+			return a.runOnce(cmd.Context(), pack, limits, prog)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	src.flags(cmd)
 	a.packFlag(cmd, &pack)
+	limitFlags(cmd, &limits)
 	return cmd
 }
 
@@ -98,10 +101,10 @@ files is there for the next one.
 
 // runOnce runs prog in a sandbox that it creates, and deletes that sandbox also
 // when it is interrupted.
-func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) error {
+func (a *app) runOnce(ctx context.Context, pack string, limits client.Limits, prog client.Program) error {
 	show, stop := a.progress()
 	defer stop()
-	id, err := a.create(ctx, show, pack)
+	id, err := a.create(ctx, show, pack, limits)
 	if err != nil {
 		return &exitError{exitEmberd, err}
 	}
@@ -123,10 +126,10 @@ func (a *app) runOnce(ctx context.Context, pack string, prog client.Program) err
 
 // create creates a sandbox. Interrupted, it takes until emberd has said that
 // there is none; show tells why.
-func (a *app) create(ctx context.Context, show progress.Func, pack string) (string, error) {
+func (a *app) create(ctx context.Context, show progress.Func, pack string, limits client.Limits) (string, error) {
 	show.Step("creating a sandbox")
 	defer context.AfterFunc(ctx, func() { show.Step("interrupted; undoing what was begun") })()
-	return a.client().Create(ctx, pack)
+	return a.client().Create(ctx, pack, client.WithLimits(limits))
 }
 
 func (a *app) exec(ctx context.Context, show progress.Func, id string, prog client.Program) (client.Result, error) {
@@ -213,7 +216,7 @@ type source struct {
 
 func (s *source) flags(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&s.file, "file", "f", "", "read the code from this file")
-	cmd.Flags().DurationVarP(&s.timeout, "timeout", "t", 0, "kill the program after this time, such as 500ms or 1m (0: never)")
+	cmd.Flags().DurationVarP(&s.timeout, "timeout", "t", 0, "kill the program after this time, such as 500ms or 1m (default: the sandbox's exec timeout)")
 }
 
 // check complains about a command line without exactly one program.

@@ -10,23 +10,28 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/client"
 )
 
 func newCreateCmd(a *app) *cobra.Command {
 	var pack string
+	var limits client.Limits
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Create a sandbox and print its id",
 		Long: `Create boots a microVM and prints the sandbox's id when it takes programs.
-Interrupted before that, it leaves nothing behind.`,
-		Example: `  id=$(emberctl create --pack shell)
+Interrupted before that, it leaves nothing behind.
+
+A sandbox is deleted when its lifetime is over or when no program has run in it
+for its idle timeout; emberctl ls shows when that will be.`,
+		Example: `  id=$(emberctl create --pack shell --memory 512 --lifetime 10m)
   emberctl exec $id 'echo hello'
   emberctl rm $id`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show, stop := a.progress()
 			defer stop()
-			id, err := a.create(cmd.Context(), show, pack)
+			id, err := a.create(cmd.Context(), show, pack, limits)
 			stop()
 			if err != nil {
 				return err
@@ -39,6 +44,7 @@ Interrupted before that, it leaves nothing behind.`,
 		},
 	}
 	a.packFlag(cmd, &pack)
+	limitFlags(cmd, &limits)
 	return cmd
 }
 
@@ -82,11 +88,13 @@ func newLsCmd(a *app) *cobra.Command {
 			if a.json {
 				return a.printJSON(rest.SandboxList{Sandboxes: list})
 			}
-			rows := [][]string{{"ID", "PACK", "STATE", "VCPUS", "MEMORY", "AGE"}}
+			rows := [][]string{{"ID", "PACK", "STATE", "VCPUS", "MEMORY", "DISK", "AGE", "EXPIRES"}}
+			now := time.Now()
 			for _, sb := range list {
 				rows = append(rows, []string{
 					sb.ID, sb.LanguagePack, sb.State, strconv.Itoa(sb.GuestVCPUs),
-					fmt.Sprintf("%d MiB", sb.GuestRAMMiB), age(time.Since(sb.CreatedAt)),
+					fmt.Sprintf("%d MiB", sb.GuestRAMMiB), fmt.Sprintf("%d MiB", sb.Limits.DiskMiB),
+					age(now.Sub(sb.CreatedAt)), expiry(sb, now),
 				})
 			}
 			return a.printTable(rows)
