@@ -49,17 +49,14 @@ const maxReply = 64 << 10
 
 // apiClient speaks to the API socket of one Firecracker process.
 type apiClient struct {
-	http   http.Client
-	socket string
+	http http.Client
+	dial func(context.Context) (net.Conn, error)
 }
 
-func newAPIClient(socket string) *apiClient {
-	c := &apiClient{socket: socket}
+func newAPIClient(dial func(context.Context) (net.Conn, error)) *apiClient {
+	c := &apiClient{dial: dial}
 	c.http.Transport = &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			var d net.Dialer
-			return d.DialContext(ctx, "unix", socket)
-		},
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		// Firecracker serves ten connections and no more; one is enough.
 		MaxConnsPerHost: 1,
 	}
@@ -79,8 +76,7 @@ func (c *apiClient) waitReady(ctx context.Context, exited <-chan struct{}) error
 	tick := time.NewTicker(pollInterval)
 	defer tick.Stop()
 	for {
-		var d net.Dialer
-		conn, err := d.DialContext(ctx, "unix", c.socket)
+		conn, err := c.dial(ctx)
 		if err == nil {
 			return conn.Close()
 		}

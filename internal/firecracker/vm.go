@@ -12,6 +12,7 @@ package firecracker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 
@@ -44,11 +45,13 @@ const (
 	FaultVsock   = "firecracker.vsock"
 	FaultEntropy = "firecracker.entropy"
 	FaultStart   = "firecracker.start"
+	FaultConfine = "firecracker.confine"
 )
 
 // FaultPoints are the steps of [Boot] that a test can break.
 var FaultPoints = []string{
 	FaultLaunch, FaultAPI, FaultMachine, FaultKernel, FaultDrive, FaultVsock, FaultEntropy, FaultStart,
+	FaultConfine,
 }
 
 // A Launcher starts Firecracker, confined.
@@ -72,8 +75,13 @@ type LaunchSpec struct {
 
 // Process is a VMM that was launched.
 type Process interface {
-	// Path is where a file in the VMM's root directory is found on the host.
-	Path(name string) string
+	// Dial connects to a socket that the VMM has made in its root directory.
+	Dial(ctx context.Context, name string) (net.Conn, error)
+	// CheckConfined returns an error unless the VMM is confined as it has to be
+	// while a guest runs.
+	CheckConfined() error
+	// Jail is what confines the VMM.
+	Jail() sandbox.Jail
 	// Done is closed when the process has ended.
 	Done() <-chan struct{}
 	// Console is the tail of what the guest and the VMM wrote to their console:
@@ -135,7 +143,7 @@ func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (_ *VM
 
 // configure describes the VM to its VMM, one API call a step, and starts it.
 func configure(ctx context.Context, process Process, cfg Config, faults *fault.Set) error {
-	api := newAPIClient(process.Path(apiSocket))
+	api := newAPIClient(func(ctx context.Context) (net.Conn, error) { return process.Dial(ctx, apiSocket) })
 	defer api.close()
 	if err := faults.Hit(FaultAPI); err != nil {
 		return err
@@ -161,13 +169,23 @@ func configure(ctx context.Context, process Process, cfg Config, faults *fault.S
 			return err
 		}
 	}
+	// Firecracker has put up its last seccomp filter when it answers the start.
+	// One that was built without filters, or could not put them up, must not be
+	// handed over.
+	if err := errors.Join(faults.Hit(FaultConfine), process.CheckConfined()); err != nil {
+		return fmt.Errorf("VMM is not confined: %w", err)
+	}
 	return nil
 }
 
 // Dial connects to a vsock port of the guest. The error wraps
 // [vsock.ErrRefused] as long as nothing in the guest listens there.
 func (vm *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
-	return vsock.Dial(ctx, vm.process.Path(vsockSocket), port)
+	conn, err := vm.process.Dial(ctx, vsockSocket)
+	if err != nil {
+		return nil, fmt.Errorf("connect to Firecracker's vsock: %w", err)
+	}
+	return vsock.Connect(ctx, conn, port)
 }
 
 // Done is closed when the VMM has ended, for whatever reason.
@@ -176,6 +194,9 @@ func (vm *VM) Done() <-chan struct{} { return vm.process.Done() }
 // Console is the end of what guest and VMM wrote to their console, in a form
 // that an error or a log can hold.
 func (vm *VM) Console() string { return lastWords(vm.process) }
+
+// Jail is what confines the VMM.
+func (vm *VM) Jail() sandbox.Jail { return vm.process.Jail() }
 
 // Kill ends the microVM and removes everything that was made for it. It may be
 // called again.

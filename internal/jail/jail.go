@@ -4,13 +4,15 @@
 // Each VMM is started by Firecracker's jailer and has a user and group id of
 // its own, a root directory with nothing in it but its VM's files, namespaces
 // of its own for mounts, network (without any interface), processes, IPC and
-// host name, and a cgroup that bounds its memory, CPU and processes. It is
+// host name, and a cgroup that bounds its memory, CPU, processes and I/O. It is
 // started inside its cgroup and its namespaces, so there is no moment at which
-// it is outside of them.
+// it is outside of them. A jail is a value, [sandbox.Jail], that is decided
+// first and then carried out.
 //
 // The invariant: every name a jail has on the host is derived from the
 // sandbox's id, so that whatever the daemon was doing when it died, [Open]
-// finds and clears all of it. There is no way to start a VMM unjailed.
+// finds and clears all of it; and a user id has a new owner only when nothing
+// of the old one is left. There is no way to start a VMM unjailed.
 //
 // The package knows nothing of Firecracker's API; it starts what it is told.
 package jail
@@ -27,11 +29,10 @@ import (
 	"path/filepath"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/fault"
+	"github.com/emberd/emberd/internal/x/lockfile"
 )
 
 // Fault points of [Jailer.Start], one for each step.
@@ -46,13 +47,6 @@ const (
 // FaultPoints are the steps of [Jailer.Start] that a test can break.
 var FaultPoints = []string{FaultUser, FaultCgroup, FaultRoot, FaultStart, FaultVerify}
 
-// The user and group ids of VMMs: a range clear of those that distributions
-// hand out.
-const (
-	firstUser = 0x656d0000
-	userCount = 0x10000
-)
-
 // Config says where jails are made.
 type Config struct {
 	// Firecracker and Jailer are the executables, of the same release.
@@ -60,6 +54,11 @@ type Config struct {
 	// Dir is where root directories are made. It must be on the filesystem of
 	// the files that VMs share, and allow devices and programs.
 	Dir string
+	// Users are the user and group ids that VMMs are given.
+	Users IDRange
+	// UserLocks is the directory in which the daemons of this host, whatever
+	// their other directories are, lock the ids that they hand out.
+	UserLocks string
 
 	Log    *slog.Logger
 	Faults *fault.Set
@@ -69,70 +68,87 @@ type Config struct {
 // goroutines.
 type Jailer struct {
 	cfg     Config
+	dir     *os.Root
 	cgroups cgroupTree
 	users   *users
-	lock    *os.File
+	unlock  func() error
+
+	// What this host has: the disk that jails are on, or why there is none
+	// that can be limited; and user-space page faults.
+	disk      string
+	diskErr   error
+	userfault bool
 }
 
 // Open prepares to make jails in cfg.Dir and clears what an earlier daemon left
 // there: processes, cgroups and root directories. It fails when another daemon
 // makes jails in the same directory.
-func Open(ctx context.Context, cfg Config) (*Jailer, error) {
-	dir, err := filepath.Abs(cfg.Dir)
-	if err != nil {
+func Open(ctx context.Context, cfg Config) (_ *Jailer, err error) {
+	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("jail directory: %w", err)
 	}
-	cfg.Dir = dir
-	// Only root passes: a jailed VMM is put into its root directory and needs
-	// no way to it.
-	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
-		return nil, fmt.Errorf("jail directory: %w", err)
-	}
-	lock, err := os.OpenFile(filepath.Join(cfg.Dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("jail directory: %w", err)
-	}
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		_ = lock.Close()
-		return nil, fmt.Errorf("another emberd makes jails in %s: %w", cfg.Dir, err)
-	}
-	j := &Jailer{cfg: cfg, lock: lock, users: newUsers(firstUser, userCount)}
-	if j.cgroups, err = openCgroups(cgroupRoot, cgroupName(dir)); err == nil {
-		err = j.sweep(ctx)
-	}
-	if err != nil {
-		_ = lock.Close()
+	j := &Jailer{cfg: cfg}
+	if j.dir, err = openDir(cfg.Dir); err != nil {
 		return nil, err
+	}
+	if j.unlock, err = lockfile.Take(filepath.Join(cfg.Dir, "lock")); err != nil {
+		return nil, errors.Join(fmt.Errorf("another emberd makes jails in %s: %w", cfg.Dir, err), j.dir.Close())
+	}
+	if err := j.prepare(ctx); err != nil {
+		return nil, errors.Join(err, j.unlock(), j.dir.Close())
 	}
 	return j, nil
 }
 
-// Close lets another daemon use the directory. It is called once no VMM runs.
+func (j *Jailer) prepare(ctx context.Context) (err error) {
+	if j.cgroups, err = openCgroups(cgroupRoot, cgroupName(j.cfg.Dir)); err != nil {
+		return err
+	}
+	if err := j.sweep(ctx); err != nil {
+		return err
+	}
+	if j.users, err = openUsers(j.cfg.Users, j.cfg.UserLocks, j.cfg.Dir); err != nil {
+		return err
+	}
+	if j.disk, j.diskErr = diskOf(j.cfg.Dir); j.diskErr == nil && !j.cgroups.io {
+		j.disk, j.diskErr = "", errors.New("the kernel has no io controller")
+	}
+	if j.diskErr != nil {
+		j.cfg.Log.Warn("reads and writes of VMMs are not limited", "err", j.diskErr)
+	}
+	_, err = os.Lstat("/dev/userfaultfd")
+	j.userfault = err == nil
+	return nil
+}
+
+// Close lets another daemon use the directory and the user ids. It is called
+// once no VMM runs.
 func (j *Jailer) Close() error {
-	return errors.Join(j.cgroups.remove(), j.lock.Close())
+	return errors.Join(j.cgroups.remove(), j.users.close(), j.unlock(), j.dir.Close())
 }
 
 // sweep ends every process in the jails' cgroups and removes the cgroups and
-// root directories.
+// root directories. What withstands that is left to an operator: its user id is
+// not handed out while it is there.
 func (j *Jailer) sweep(ctx context.Context) error {
 	names, err := j.cgroups.children()
 	if err != nil {
 		return err
 	}
-	var errs []error
 	for _, name := range names {
 		j.cfg.Log.Warn("removing a VMM that an earlier emberd left", "jail", name)
-		errs = append(errs, j.cgroups.kill(ctx, name))
+		if err := j.cgroups.kill(ctx, name); err != nil {
+			j.cfg.Log.Error("a VMM of an earlier emberd does not go", "jail", name, "err", err)
+		}
 	}
-	dirs, err := os.ReadDir(j.rootsDir())
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		errs = append(errs, err)
-	}
-	for _, d := range dirs {
-		errs = append(errs, os.RemoveAll(filepath.Join(j.rootsDir(), d.Name())))
-	}
-	if err := errors.Join(errs...); err != nil {
+	jails, err := j.children()
+	if err != nil {
 		return fmt.Errorf("clearing old jails: %w", err)
+	}
+	for _, name := range jails {
+		if err := j.removeRoot(name); err != nil {
+			j.cfg.Log.Error("a jail of an earlier emberd does not go", "jail", name, "err", err)
+		}
 	}
 	return nil
 }
@@ -157,6 +173,7 @@ func (j *Jailer) Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 		}
 	}()
 	faults := j.cfg.Faults
+	name := jailID(spec.ID)
 
 	if err := faults.Hit(FaultUser); err != nil {
 		return nil, err
@@ -165,26 +182,29 @@ func (j *Jailer) Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	if err != nil {
 		return nil, err
 	}
-	undo.Add(FaultUser, func(context.Context) error { j.users.release(user); return nil })
+	undo.Add(FaultUser, func(context.Context) error { return j.giveBack(user, name) })
+	plan, err := j.plan(spec, user)
+	if err != nil {
+		return nil, err
+	}
 
-	name := jailID(spec.ID)
 	if err := faults.Hit(FaultCgroup); err != nil {
 		return nil, err
 	}
-	if err := j.cgroups.create(name, limitsFor(spec.Size)); err != nil {
+	if err := j.cgroups.create(name, plan.CgroupLimits); err != nil {
 		return nil, err
 	}
 	undo.Add(FaultCgroup, func(ctx context.Context) error { return j.cgroups.kill(ctx, name) })
 
-	undo.Add(FaultRoot, func(context.Context) error { return os.RemoveAll(j.jailDir(name)) })
-	if err := j.makeRoot(name, spec.Files); err != nil {
+	undo.Add(FaultRoot, func(context.Context) error { return j.removeRoot(name) })
+	if err := j.makeRoot(name, plan.Files); err != nil {
 		return nil, err
 	}
 	if err := faults.Hit(FaultRoot); err != nil {
 		return nil, err
 	}
 
-	p, err := j.spawn(name, user, spec.Args)
+	p, err := j.spawn(ctx, name, plan)
 	if err != nil {
 		return nil, err
 	}
@@ -202,30 +222,17 @@ func (j *Jailer) Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	return p, nil
 }
 
-// makeRoot makes the root directory of a VMM and links its files into it. The
-// jailer adds devices and Firecracker itself, and refuses a directory that was
-// used before.
-func (j *Jailer) makeRoot(name string, files map[string]string) error {
-	root := j.rootDir(name)
-	if err := os.MkdirAll(j.rootsDir(), 0o700); err != nil {
-		return fmt.Errorf("jail root: %w", err)
+// giveBack ends the lease of a VMM's user id, once it is certain that nothing of
+// the VMM is left: a cgroup goes only when no process is in it.
+func (j *Jailer) giveBack(user int, name string) error {
+	_, cgroup := os.Lstat(j.cgroups.path(name))
+	_, root := j.dir.Lstat(j.jailDir(name))
+	if errors.Is(cgroup, fs.ErrNotExist) && errors.Is(root, fs.ErrNotExist) {
+		j.users.release(user)
+		return nil
 	}
-	if err := os.Mkdir(j.jailDir(name), 0o700); err != nil {
-		return fmt.Errorf("jail root: %w", err)
-	}
-	if err := os.Mkdir(root, 0o700); err != nil {
-		return fmt.Errorf("jail root: %w", err)
-	}
-	for file, source := range files {
-		err := os.Link(source, filepath.Join(root, file))
-		if errors.Is(err, unix.EXDEV) {
-			return fmt.Errorf("jail root: %s is on another filesystem than %s; keep both in one data directory", source, j.cfg.Dir)
-		}
-		if err != nil {
-			return fmt.Errorf("jail root: %w", err)
-		}
-	}
-	return nil
+	j.cfg.Log.Error("something of a VMM is left, so its user id stays taken", "jail", name, "uid", user)
+	return fmt.Errorf("user id %d: the jail %s is not gone", user, name)
 }
 
 // cgroupName is the cgroup of all jails in dir. Two daemons that work side by
@@ -234,14 +241,6 @@ func cgroupName(dir string) string {
 	sum := sha256.Sum256([]byte(dir))
 	return "emberd-" + hex.EncodeToString(sum[:4])
 }
-
-// The jailer keeps jails in a folder named after the executable, and the root
-// directory in a folder named after the jail.
-func (j *Jailer) rootsDir() string {
-	return filepath.Join(j.cfg.Dir, filepath.Base(j.cfg.Firecracker))
-}
-func (j *Jailer) jailDir(name string) string { return filepath.Join(j.rootsDir(), name) }
-func (j *Jailer) rootDir(name string) string { return filepath.Join(j.jailDir(name), "root") }
 
 // jailID is the sandbox's id in the characters that the jailer takes: letters,
 // digits and hyphens.

@@ -1,84 +1,116 @@
 package jail
 
 import (
+	"encoding/json"
 	"errors"
+	"flag"
+	"log/slog"
 	"maps"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// fakeHierarchy is a directory that looks like the root of a cgroup v2 mount.
-func fakeHierarchy(t *testing.T, controllers string) string {
+var update = flag.Bool("update", false, "write the golden files")
+
+// newJailer is a jailer in a directory of its own, with no cgroups behind it.
+func newJailer(t *testing.T) *Jailer {
 	t.Helper()
-	root := t.TempDir()
-	for name, content := range map[string]string{"cgroup.controllers": controllers, "cgroup.subtree_control": ""} {
-		if err := os.WriteFile(filepath.Join(root, name), []byte(content), 0o600); err != nil {
+	dir := filepath.Join(t.TempDir(), "jail")
+	root, err := openDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = root.Close() })
+	return &Jailer{
+		cfg:     Config{Dir: dir, Firecracker: "/opt/firecracker", Jailer: "/opt/jailer", Log: slog.New(slog.DiscardHandler)},
+		dir:     root,
+		cgroups: cgroupTree{root: filepath.Join(dir, "no-cgroups"), name: "emberd-test"},
+	}
+}
+
+// image makes a file that VMs may share.
+func image(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "image")
+	if err := os.WriteFile(path, []byte("image"), 0o444); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// shared is a plan's file that is a link of source.
+func shared(name, source string) []sandbox.JailFile {
+	return []sandbox.JailFile{{Path: "/" + name, Source: source}}
+}
+
+func TestPlanIsTheGoldenOne(t *testing.T) {
+	j := newJailer(t)
+	j.disk, j.userfault = "254:0", true
+	source := image(t)
+	plan, err := j.plan(Spec{
+		ID:    "sb_0123456789ab",
+		Size:  sandbox.Size{VCPUs: 2, MemoryMiB: 512},
+		Files: map[string]string{"rootfs": source},
+		Args:  []string{"--api-sock", "/api.sock"},
+	}, 1_701_642_240)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, f := range plan.Files {
+		if f.Source != "" { // it is root's, where the daemon is
+			plan.Files[i].UID, plan.Files[i].GID = 0, 0
+		}
+	}
+	b, err := json.MarshalIndent(plan, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := strings.NewReplacer(j.cfg.Dir, "/var/lib/emberd/jail", source, "/var/lib/emberd/packs/shell/rootfs").Replace(string(b)) + "\n"
+	golden := filepath.Join("testdata", "plan.json")
+	if *update {
+		if err := os.WriteFile(golden, []byte(got), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
-	return root
+	want, err := os.ReadFile(golden)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("the jail has changed; if that is meant, run the test with -update. It is now\n%s", got)
+	}
 }
 
-func TestCgroupsNeedTheirControllers(t *testing.T) {
-	for controllers, missing := range map[string]string{
-		"cpu memory io\n":      "pids",
-		"cpuset memory pids\n": "cpu", // cpuset is not cpu
-		"cpu hugetlb pids\n":   "memory",
-		"":                     "cpu",
-	} {
-		_, err := openCgroups(fakeHierarchy(t, controllers), "emberd")
-		if err == nil || !strings.Contains(err.Error(), "no "+missing+" controller") {
-			t.Errorf("with %q: %v, want an error that names %s", controllers, err, missing)
-		}
+func TestPlanSaysWhatIsMissing(t *testing.T) {
+	j := newJailer(t)
+	j.diskErr = errors.New("no disk")
+	plan, err := j.plan(Spec{ID: "sb_0123456789ab", Size: sandbox.DefaultSize}, 5000)
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := openCgroups(t.TempDir(), "emberd"); err == nil || !strings.Contains(err.Error(), "cgroup v2 is not mounted") {
-		t.Errorf("without a hierarchy: %v", err)
+	if _, ok := plan.CgroupLimits["io.max"]; ok || len(plan.Missing) != 1 || plan.Missing[0] != "io.max: no disk" {
+		t.Errorf("limits %v, missing %q", plan.CgroupLimits, plan.Missing)
+	}
+	if _, err := j.plan(Spec{Files: map[string]string{"rootfs": "/absent"}}, 5000); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("got %v, want the missing file", err)
 	}
 }
 
 func TestLimits(t *testing.T) {
-	got := limitsFor(sandbox.Size{VCPUs: 2, MemoryMiB: 512})
+	got := limitsFor(sandbox.Size{VCPUs: 2, MemoryMiB: 512}, "")
 	want := map[string]string{
-		"memory.max":      "603979776", // 512 MiB for the guest, 64 for its VMM
-		"memory.swap.max": "0",
-		"cpu.max":         "200000 100000",
-		"pids.max":        "34",
+		"memory.max":       "603979776", // 512 MiB for the guest, 64 for its VMM
+		"memory.swap.max":  "0",
+		"memory.oom.group": "1",
+		"cpu.max":          "200000 100000",
+		"pids.max":         "34",
 	}
 	if !maps.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
-	}
-}
-
-func TestUsersAreNotSharedAndReusedLate(t *testing.T) {
-	u := newUsers(1000, 4)
-	lease := func() int {
-		t.Helper()
-		id, err := u.lease()
-		if err != nil {
-			t.Fatal(err)
-		}
-		return id
-	}
-	first := lease()
-	u.release(first)
-	got := []int{lease(), lease(), lease()}
-	if slices.Contains(got, first) {
-		t.Errorf("%d was handed out again while others were unused: %v", first, got)
-	}
-	if last := lease(); last != first {
-		t.Errorf("got %d, want the one that is left, %d", last, first)
-	}
-	if _, err := u.lease(); err == nil {
-		t.Error("a fifth lease of four ids")
-	}
-	u.release(got[1])
-	if again := lease(); again != got[1] {
-		t.Errorf("got %d, want %d", again, got[1])
 	}
 }
 
@@ -92,36 +124,36 @@ func TestJailNamesAreTheJailers(t *testing.T) {
 	}
 }
 
-func TestMakeRootLinksAndSharesNothingElse(t *testing.T) {
-	dir := t.TempDir()
-	source := filepath.Join(dir, "image")
-	if err := os.WriteFile(source, []byte("image"), 0o444); err != nil {
+func TestUserIDComesBackWhenNothingIsLeft(t *testing.T) {
+	j := newJailer(t)
+	j.users = testUsers(t, IDRange{First: 5000, Count: 1})
+	lease := func() error {
+		_, err := j.users.lease()
+		return err
+	}
+	if err := lease(); err != nil {
 		t.Fatal(err)
 	}
-	j := &Jailer{cfg: Config{Dir: filepath.Join(dir, "jail"), Firecracker: "/opt/firecracker"}}
-	if err := j.makeRoot("sb-1", map[string]string{"rootfs": source}); err != nil {
+	cgroup := j.cgroups.path("sb-1")
+	if err := errors.Join(os.MkdirAll(cgroup, 0o700), j.makeRoot("sb-1", nil)); err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(dir, "jail", "firecracker", "sb-1", "root")
-	entries, err := os.ReadDir(root)
-	if err != nil || len(entries) != 1 {
-		t.Fatalf("the root directory holds %v, %v", entries, err)
+	if err := j.giveBack(5000, "sb-1"); err == nil || lease() == nil {
+		t.Errorf("the id was given back while cgroup and root directory are there (%v)", err)
 	}
-	linked, err := os.Stat(filepath.Join(root, "rootfs"))
-	if err != nil {
+	if err := os.Remove(cgroup); err != nil {
 		t.Fatal(err)
 	}
-	original, err := os.Stat(source)
-	if err != nil {
+	if err := j.giveBack(5000, "sb-1"); err == nil || lease() == nil {
+		t.Errorf("the id was given back while the root directory is there (%v)", err)
+	}
+	if err := j.removeRoot("sb-1"); err != nil {
 		t.Fatal(err)
 	}
-	if !os.SameFile(linked, original) {
-		t.Error("the image was copied")
+	if err := j.giveBack(5000, "sb-1"); err != nil {
+		t.Error(err)
 	}
-	if err := j.makeRoot("sb-1", nil); !errors.Is(err, os.ErrExist) {
-		t.Errorf("a root directory was used twice: %v", err)
-	}
-	if err := j.makeRoot("sb-2", map[string]string{"rootfs": filepath.Join(dir, "absent")}); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("got %v, want the missing file", err)
+	if err := lease(); err != nil {
+		t.Error(err)
 	}
 }

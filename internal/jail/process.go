@@ -4,16 +4,17 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/tail"
 )
@@ -23,7 +24,7 @@ const consoleTail = 64 << 10
 
 // Process is a VMM in its jail.
 type Process struct {
-	root    string
+	jail    sandbox.Jail
 	process *os.Process
 	console tail.Buffer
 	done    chan struct{}
@@ -34,21 +35,19 @@ type Process struct {
 
 // spawn starts the jailer, which becomes Firecracker: it does not fork, so the
 // child that is waited for is the VMM itself.
-func (j *Jailer) spawn(name string, user int, args []string) (*Process, error) {
+func (j *Jailer) spawn(ctx context.Context, name string, plan sandbox.Jail) (*Process, error) {
 	cgroup, err := os.Open(j.cgroups.path(name))
 	if err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
 	defer func() { _ = cgroup.Close() }()
 
-	p := &Process{root: j.rootDir(name), done: make(chan struct{})}
-	p.console.Size = consoleTail
-	id := strconv.Itoa(user)
-	cmd := exec.Command(j.cfg.Jailer, append([]string{
-		"--id", name, "--exec-file", j.cfg.Firecracker, "--uid", id, "--gid", id,
-		"--chroot-base-dir", j.cfg.Dir, "--",
-	}, args...)...)
+	p := &Process{jail: plan, done: make(chan struct{})}
+	p.console.Size = plan.ConsoleBytes
+	cmd := exec.Command(plan.Command[0], plan.Command[1:]...)
 	cmd.Env = []string{}
+	// A pipe, so that nothing the guest writes takes room on a disk. A VMM whose
+	// daemon is gone drops what it cannot write, and goes on.
 	cmd.Stdout, cmd.Stderr = &p.console, &p.console
 	// A VMM is killed as a whole; nothing else can hold its console open.
 	cmd.WaitDelay = time.Second
@@ -61,14 +60,22 @@ func (j *Jailer) spawn(name string, user int, args []string) (*Process, error) {
 		// Out of reach of a Ctrl-C in the daemon's terminal.
 		Setsid: true,
 	}
-	if err := cmd.Start(); err != nil {
+	if err := startReduced(cmd); err != nil {
 		return nil, fmt.Errorf("jailer: %w", err)
 	}
-	p.process = cmd.Process
+	p.process, p.jail.PID = cmd.Process, cmd.Process.Pid
+	// The jailer knows no option for this one. The process cannot have been
+	// waited for yet, so the id is its own.
+	limited := unix.Prlimit(p.PID(), unix.RLIMIT_CORE, &unix.Rlimit{Cur: maxCoreSize, Max: maxCoreSize}, nil)
 	go func() {
 		defer close(p.done)
 		_ = cmd.Wait() // how a VMM ended makes no difference to what follows
 	}()
+	if limited != nil {
+		ctx, cancel := cleanup.Context(ctx)
+		defer cancel()
+		return nil, errors.Join(fmt.Errorf("limit core dumps: %w", limited), p.end(ctx))
+	}
 	return p, nil
 }
 
@@ -85,8 +92,36 @@ func (p *Process) end(ctx context.Context) error {
 	}
 }
 
-// Path is where a file in the VMM's root directory is found on the host.
-func (p *Process) Path(name string) string { return filepath.Join(p.root, name) }
+// Jail is what confines the VMM.
+func (p *Process) Jail() sandbox.Jail { return p.jail }
+
+// CheckConfined returns an error unless every thread of the VMM is confined as
+// it has to be while a guest runs. Before that, Firecracker has not yet put up
+// its seccomp filters.
+func (p *Process) CheckConfined() error {
+	return checkThreads(fmt.Sprintf("/proc/%d", p.PID()), p.jail.UID)
+}
+
+// Dial connects to a socket that the VMM made in its root directory. The VMM
+// may put anything else there, a link to another socket of the host's for
+// instance; that is refused.
+func (p *Process) Dial(ctx context.Context, name string) (net.Conn, error) {
+	path := filepath.Join(p.jail.Root, name)
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return nil, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFSOCK || int(st.Uid) != p.jail.UID {
+		return nil, fmt.Errorf("%s is not a socket of the VMM's own", path)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", fmt.Sprintf("/proc/self/fd/%d", fd))
+}
 
 // PID is the VMM's process id on the host.
 func (p *Process) PID() int { return p.process.Pid }

@@ -15,6 +15,10 @@ const (
 	DefaultRun  = "/run/emberd"
 )
 
+// UserLocks is where the daemons of a host, whatever their own directories are,
+// lock the user ids that they give to VMMs.
+const UserLocks = DefaultRun + "/users"
+
 // Data is the data directory.
 type Data string
 

@@ -2,7 +2,7 @@
 //
 // Firecracker gives the host no AF_VSOCK: it listens on a Unix socket and, told
 // "CONNECT port", passes bytes on to whoever listens on that port in the guest.
-// [Dial] is the host's end of this, [Listen] the guest's. Neither knows what
+// [Connect] is the host's end of this, [Listen] the guest's. Neither knows what
 // the bytes mean, and neither retries.
 package vsock
 
@@ -28,18 +28,13 @@ var ErrRefused = errors.New("nobody listens on the guest's port")
 // bits and the newline.
 const maxReply = len("OK 4294967295\n")
 
-// Dial connects to port in the guest whose Firecracker listens on the Unix
-// socket at path. ctx bounds the connecting only. The error matches
-// [ErrRefused] when the guest does not listen, and what the net package says
-// when Firecracker does not.
-func Dial(ctx context.Context, path string, port uint32) (net.Conn, error) {
-	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unix", path)
-	if err != nil {
-		return nil, fmt.Errorf("connect to Firecracker's vsock: %w", err)
-	}
+// Connect has conn, a connection to the Unix socket of a Firecracker, passed on
+// to port in its guest. The connection it returns is conn; on error that is
+// closed. ctx bounds the connecting only. The error matches [ErrRefused] when
+// the guest does not listen.
+func Connect(ctx context.Context, conn net.Conn, port uint32) (net.Conn, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	err = handshake(conn, port)
+	err := handshake(conn, port)
 	if !stop() {
 		err = context.Cause(ctx)
 	}

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"time"
 
 	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/tail"
 )
@@ -167,9 +169,17 @@ type process struct {
 	undo cleanup.Stack
 }
 
-func (p *process) Path(name string) string { return filepath.Join(p.root, name) }
-func (p *process) Done() <-chan struct{}   { return p.done }
-func (p *process) Console() string         { return p.console.String() }
+func (p *process) Dial(ctx context.Context, name string) (net.Conn, error) {
+	var d net.Dialer
+	return d.DialContext(ctx, "unix", filepath.Join(p.root, name))
+}
+
+// A fake is not confined, and claims nothing else.
+func (p *process) CheckConfined() error { return nil }
+func (p *process) Jail() sandbox.Jail   { return sandbox.Jail{Root: p.root, PID: p.pid} }
+
+func (p *process) Done() <-chan struct{} { return p.done }
+func (p *process) Console() string       { return p.console.String() }
 
 func (p *process) Kill(ctx context.Context) error {
 	p.mu.Lock()
