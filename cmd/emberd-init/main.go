@@ -80,7 +80,7 @@ func run(interpreter string) error {
 		Interpreter: interpreter,
 		BuildID:     version.Version,
 		Reaper:      dead,
-		CgroupRoot:  boot.CgroupRoot,
+		CgroupRoot:  boot.ProgramsCgroup,
 	})
 
 	if params.Role == roleMachine {

@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -26,21 +27,25 @@ const (
 	diskTimeout = 20 * time.Second
 )
 
-// CgroupRoot is where cgroup v2 is mounted once the system is up.
-const CgroupRoot = "/sys/fs/cgroup"
-
 // Params is what the kernel command line tells emberd-init.
 type Params struct {
 	// Interpreter is emberd.interpreter; empty if it is not given.
 	Interpreter string
 	// Role is emberd.role; empty means a sandbox.
 	Role string
+	// DiskMiB is emberd.disk_mib, how much may be written to the root filesystem;
+	// zero means half of the memory.
+	DiskMiB int
+	// PIDs is emberd.pids, how many processes and threads programs may have
+	// together; zero means as many as the kernel lets them.
+	PIDs int
 }
 
 // ParseCmdline reads the parameters out of a kernel command line. The last of
 // two equal ones counts, as in the kernel.
-func ParseCmdline(line string) Params {
+func ParseCmdline(line string) (Params, error) {
 	var p Params
+	var errs [2]error
 	for field := range strings.FieldsSeq(line) {
 		name, value, _ := strings.Cut(field, "=")
 		switch name {
@@ -48,9 +53,13 @@ func ParseCmdline(line string) Params {
 			p.Interpreter = value
 		case "emberd.role":
 			p.Role = value
+		case "emberd.disk_mib":
+			p.DiskMiB, errs[0] = strconv.Atoi(value)
+		case "emberd.pids":
+			p.PIDs, errs[1] = strconv.Atoi(value)
 		}
 	}
-	return p
+	return p, errors.Join(errs[:]...)
 }
 
 // Run boots the system. It is called once, by PID 1, before anything else.
@@ -62,14 +71,17 @@ func Run() (Params, error) {
 	if err != nil {
 		return Params{}, fmt.Errorf("read command line: %w", err)
 	}
-	params := ParseCmdline(string(cmdline))
+	params, err := ParseCmdline(string(cmdline))
+	if err != nil {
+		return Params{}, fmt.Errorf("command line: %w", err)
+	}
 	if err := loadModules(); err != nil {
 		return params, err
 	}
 	if err := waitFor(rootDisk, diskTimeout); err != nil {
 		return params, fmt.Errorf("wait for the root disk: %w", err)
 	}
-	if err := mountAll(root); err != nil {
+	if err := mountAll(root(params.DiskMiB)); err != nil {
 		return params, err
 	}
 	if err := switchRoot(newRoot); err != nil {
@@ -100,6 +112,9 @@ func settle(p Params) error {
 	files := syscall.Rlimit{Cur: 16 << 10, Max: 1 << 20}
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("set limit of open files: %w", err)
+	}
+	if err := groupPrograms(p.PIDs); err != nil {
+		return fmt.Errorf("control group of programs: %w", err)
 	}
 	return loopbackUp()
 }

@@ -22,6 +22,8 @@ type mount struct {
 	data                   string
 	// dirs are made in the filesystem once it is mounted.
 	dirs []string
+	// open lets every user write there.
+	open bool
 }
 
 // noExec and noDev are what filesystems of the kernel's own need not allow.
@@ -37,23 +39,31 @@ var early = []mount{
 	{source: "devtmpfs", target: "/dev", fstype: "devtmpfs", flags: unix.MS_NOSUID, data: "mode=0755"},
 }
 
-// root is the disk, and memory above it that takes what is written.
-var root = []mount{
-	{source: rootDisk, target: lower, fstype: "squashfs", flags: unix.MS_RDONLY},
-	{source: "tmpfs", target: memory, fstype: "tmpfs", dirs: []string{"upper", "work"}},
-	{
-		source: "overlay", target: newRoot, fstype: "overlay",
-		data: "lowerdir=" + lower + ",upperdir=" + memory + "/upper,workdir=" + memory + "/work",
-	},
+// root is the disk, and memory above it that takes what is written: at most
+// diskMiB, whichever of the places for files it goes to, or half of the memory
+// if that is zero.
+func root(diskMiB int) []mount {
+	var size string
+	if diskMiB > 0 {
+		size = fmt.Sprintf("size=%dm", diskMiB)
+	}
+	return []mount{
+		{source: rootDisk, target: lower, fstype: "squashfs", flags: unix.MS_RDONLY},
+		{source: "tmpfs", target: memory, fstype: "tmpfs", data: size, dirs: []string{"upper", "work", "tmp", "run"}},
+		{
+			source: "overlay", target: newRoot, fstype: "overlay",
+			data: "lowerdir=" + lower + ",upperdir=" + memory + "/upper,workdir=" + memory + "/work",
+		},
+		{source: memory + "/tmp", target: newRoot + "/tmp", flags: unix.MS_BIND | noDev, open: true},
+		{source: memory + "/run", target: newRoot + "/run", flags: unix.MS_BIND | noDev},
+	}
 }
 
 // late is mounted in the new root.
 var late = []mount{
 	{source: "devpts", target: "/dev/pts", fstype: "devpts", flags: unix.MS_NOSUID | unix.MS_NOEXEC, data: "mode=0620,ptmxmode=0666,gid=5"},
 	{source: "tmpfs", target: "/dev/shm", fstype: "tmpfs", flags: noDev, data: "mode=1777"},
-	{source: "tmpfs", target: "/tmp", fstype: "tmpfs", flags: noDev, data: "mode=1777"},
-	{source: "tmpfs", target: "/run", fstype: "tmpfs", flags: noDev, data: "mode=0755"},
-	{source: "cgroup2", target: CgroupRoot, fstype: "cgroup2", flags: noExec},
+	{source: "cgroup2", target: cgroupRoot, fstype: "cgroup2", flags: noExec},
 }
 
 // links are the names in /dev that shells and libraries expect.
@@ -71,7 +81,17 @@ func mountAll(mounts []mount) error {
 			return err
 		}
 		if err := unix.Mount(m.source, m.target, m.fstype, m.flags, m.data); err != nil {
-			return fmt.Errorf("mount %s on %s: %w", m.fstype, m.target, err)
+			return fmt.Errorf("mount %s on %s: %w", m.source, m.target, err)
+		}
+		if m.flags&unix.MS_BIND != 0 { // it takes its other flags only now
+			if err := unix.Mount("", m.target, "", m.flags|unix.MS_REMOUNT, ""); err != nil {
+				return fmt.Errorf("remount %s: %w", m.target, err)
+			}
+		}
+		if m.open {
+			if err := os.Chmod(m.target, 0o777|os.ModeSticky); err != nil { //nolint:gosec // like /tmp of every system
+				return err
+			}
 		}
 		for _, dir := range m.dirs {
 			if err := makeDir(filepath.Join(m.target, dir)); err != nil {

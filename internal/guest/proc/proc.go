@@ -86,6 +86,9 @@ func (e *StartError) Error() string { return fmt.Sprintf("start %q: %v", e.Name,
 // Unwrap returns the reason.
 func (e *StartError) Unwrap() error { return e.Err }
 
+// errTooMany is what the kernel's "try again" means where a program is started.
+var errTooMany = errors.New("there are as many processes already as the limit pids allows")
+
 // Runner runs programs. Any number of goroutines may use it.
 type Runner struct {
 	reaper  *reaper.Reaper
@@ -223,6 +226,9 @@ func (r *Runner) start(cmd Command) (_ *process, err error) {
 	child, err := r.reaper.Start(path, cmd.Argv, attr)
 	if err != nil {
 		group.release()
+		if errors.Is(err, unix.EAGAIN) {
+			err = errTooMany
+		}
 		return nil, errors.Join(reason(err), files.closeOwnEnds())
 	}
 	return &process{

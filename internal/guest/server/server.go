@@ -49,7 +49,8 @@ type Config struct {
 	// Reaper starts the programs. Its Run is the caller's to call. When nil the
 	// server makes one for its own children.
 	Reaper *reaper.Reaper
-	// CgroupRoot is where cgroup v2 is mounted; empty if it is not.
+	// CgroupRoot is the control group, of cgroup v2, under which each program
+	// has its own; empty if there is none.
 	CgroupRoot string
 	Log        *slog.Logger
 }
