@@ -22,7 +22,7 @@ const DefaultListen = "127.0.0.1:7777"
 
 // DefaultBootTimeout is ample for a microVM under emulation and a hundred times
 // what one needs on real hardware.
-const DefaultBootTimeout = 40 * time.Second
+const DefaultBootTimeout = time.Minute
 
 // Config is everything a daemon can be told. [NewConfig] has the defaults.
 type Config struct {

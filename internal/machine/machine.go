@@ -37,7 +37,7 @@ const (
 
 // StallAfter is how long PID 1 of a machine may not answer before the machine
 // is declared stalled.
-const StallAfter = 20 * time.Second
+const StallAfter = 25 * time.Second
 
 // Errors that callers tell apart.
 var (

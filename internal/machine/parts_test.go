@@ -261,7 +261,7 @@ func TestWatch(t *testing.T) {
 		_ = agentv1.NewFrameWriter(stream).WriteMessage(agentv1.FrameHello,
 			&agentv1.HelloReply{ProtocolVersion: agentv1.ProtocolVersion})
 	})
-	s := &supervisor{session: session, beat: beat, stallAfter: after, qemu: &qemu{exited: make(chan struct{})}}
+	s := &supervisor{session: session, beat: beat, stallAfter: after, qemu: &qemu{cmd: thisProcess(t), exited: make(chan struct{})}}
 	life, end := context.WithCancelCause(t.Context())
 	defer end(nil)
 	began := time.Now()
@@ -283,13 +283,13 @@ func TestWatchLost(t *testing.T) {
 		untilClosed(stream)
 	})
 	session.Close()
-	ended := &qemu{exited: make(chan struct{}), err: errors.New("QEMU has ended")}
+	ended := &qemu{cmd: thisProcess(t), exited: make(chan struct{}), err: errors.New("QEMU has ended")}
 	close(ended.exited)
 	for _, tt := range []struct {
 		qemu *qemu
 		want error
 	}{
-		{&qemu{exited: make(chan struct{})}, errLost},
+		{&qemu{cmd: thisProcess(t), exited: make(chan struct{})}, errLost},
 		{ended, ended.err},
 	} {
 		s := &supervisor{session: session, beat: time.Millisecond, stallAfter: time.Minute, qemu: tt.qemu}
@@ -362,4 +362,14 @@ func TestStartTime(t *testing.T) {
 	if err != nil || other == mine || slices.ContainsFunc([]rune(other), func(r rune) bool { return r < '0' || r > '9' }) {
 		t.Errorf("start time %q, mine %q, %v", other, mine, err)
 	}
+}
+
+// thisProcess stands for a QEMU that runs.
+func thisProcess(t *testing.T) *exec.Cmd {
+	t.Helper()
+	self, err := os.FindProcess(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &exec.Cmd{Process: self}
 }

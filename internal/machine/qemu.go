@@ -95,6 +95,8 @@ func endOf(err error) error {
 	return err
 }
 
+func (q *qemu) pid() int { return q.cmd.Process.Pid }
+
 // kill ends QEMU and returns when it is gone.
 func (q *qemu) kill() {
 	// It fails only for a process that is gone already.

@@ -183,7 +183,7 @@ func (s *supervisor) boot(ctx, life context.Context, end context.CancelCauseFunc
 		end(s.qemu.err)
 		_ = console.Close()
 	})
-	s.update(func(rec *record) { rec.QEMUPID = s.qemu.cmd.Process.Pid })
+	s.update(func(rec *record) { rec.QEMUPID = s.qemu.pid() })
 
 	s.step("booting the machine")
 	if err := s.openSession(booting); err != nil {
@@ -232,16 +232,16 @@ func (s *supervisor) qemuEnd(ctx context.Context) error {
 func (s *supervisor) watch(life context.Context, end context.CancelCauseFunc) {
 	tick := time.NewTicker(s.beat)
 	defer tick.Stop()
-	last := time.Now()
+	last, used := time.Now(), usageOf(s.qemu.pid())
 	for {
 		ping, cancel := context.WithDeadline(life, last.Add(s.stallAfter))
 		err := s.session.Ping(ping)
 		cancel()
 		switch {
 		case err == nil:
-			last = time.Now()
+			last, used = time.Now(), usageOf(s.qemu.pid())
 		case time.Since(last) >= s.stallAfter:
-			end(errStalled)
+			end(fmt.Errorf("%w; %s", errStalled, usageOf(s.qemu.pid()).since(used)))
 			return
 		}
 		select {
