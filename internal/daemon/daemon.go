@@ -73,6 +73,9 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 			return nil, err
 		}
 	}
+	if err := kernel.CheckVmlinux(cfg.DataDir.Vmlinux()); err != nil {
+		return nil, fmt.Errorf("%w; `emberctl setup` installs it", err)
+	}
 	initrd := cfg.DataDir.GuestInitramfs()
 	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
 		return nil, fmt.Errorf("guest initramfs: %w", err)

@@ -1,6 +1,8 @@
 package firecracker
 
 import (
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -22,6 +24,35 @@ func TestParseVersion(t *testing.T) {
 		got, err := parseVersion("/opt/firecracker", []byte(tt.out))
 		if got != tt.version || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
 			t.Errorf("%q: %q, %v, want %q, %q", tt.out, got, err, tt.version, tt.err)
+		}
+	}
+}
+
+// Executables of a release that emberd does not work with are refused, and so
+// is anything that is none.
+func TestCheckVersions(t *testing.T) {
+	for _, tt := range []struct{ vmm, jailer, version, err string }{
+		{vmm: "Firecracker v1.12.1", jailer: "Jailer v1.12.1", version: "1.12.1"},
+		{vmm: "Firecracker v1.16.0", jailer: "Jailer v1.16.0", err: "vsock can die"},
+		{vmm: "Firecracker v1.11.9", jailer: "Jailer v1.11.9", err: "emberd works with"},
+		{vmm: "Firecracker v1.17.0", jailer: "Jailer v1.17.0", err: "emberd works with"},
+		{vmm: "Firecracker v0.25.2", jailer: "Jailer v0.25.2", err: "emberd works with"},
+		{vmm: "Firecracker v1.12.1", jailer: "Jailer v1.13.0", err: "of one release"},
+		{vmm: "Firecracker of my own", jailer: "Jailer v1.12.1", err: "no version"},
+		{vmm: "Firecracker v1.12.1", jailer: "", err: "no version"},
+		{vmm: "", jailer: "", err: "no version"},
+	} {
+		dir := t.TempDir()
+		stub := func(name, says string) string {
+			path := filepath.Join(dir, name)
+			if err := os.WriteFile(path, []byte("#!/bin/sh\necho '"+says+"'\n"), 0o700); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}
+		got, err := CheckVersions(t.Context(), stub("firecracker", tt.vmm), stub("jailer", tt.jailer))
+		if got != tt.version || (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+			t.Errorf("%q, %q: %q, %v, want %q, %q", tt.vmm, tt.jailer, got, err, tt.version, tt.err)
 		}
 	}
 }

@@ -4,11 +4,14 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/regular"
 )
 
 // Manifest describes a built image. It holds nothing that differs between two
@@ -34,12 +37,18 @@ type Package struct {
 	Version string `json:"version"`
 }
 
+// maxManifest is more than the longest manifest has, in bytes.
+const maxManifest = 1 << 20
+
 // ReadManifest returns the manifest of the built pack called name. If there is
 // none, the error wraps [fs.ErrNotExist].
 func ReadManifest(data paths.Data, name string) (Manifest, error) {
-	raw, err := os.ReadFile(data.PackManifest(name))
-	if err != nil {
+	raw, err := regular.ReadFile(data.PackManifest(name), maxManifest)
+	if errors.Is(err, fs.ErrNotExist) {
 		return Manifest{}, fmt.Errorf("pack %s: manifest is missing: %w", name, err)
+	}
+	if err != nil {
+		return Manifest{}, fmt.Errorf("pack %s: read manifest: %w", name, err)
 	}
 	var m Manifest
 	if err := json.Unmarshal(raw, &m); err != nil {
@@ -50,6 +59,9 @@ func ReadManifest(data paths.Data, name string) (Manifest, error) {
 	}
 	if m.Interpreter == "" {
 		return Manifest{}, fmt.Errorf("pack %s: manifest %s names no interpreter", name, data.PackManifest(name))
+	}
+	if !validInterpreter.MatchString(m.Interpreter) {
+		return Manifest{}, fmt.Errorf("pack %s: manifest %s names the interpreter %q", name, data.PackManifest(name), m.Interpreter)
 	}
 	return m, nil
 }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/regular"
 )
 
 // Pack is a built language pack.
@@ -133,21 +134,21 @@ const (
 // checkImage reports what is wrong with the image at path, which should be size
 // bytes of squashfs.
 func checkImage(path string, size int64) error {
-	info, err := os.Lstat(path)
-	if err != nil {
+	f, err := regular.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("rootfs image is missing: %w", err)
 	}
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("rootfs image %s is not a regular file", path)
-	}
-	if info.Size() != size {
-		return fmt.Errorf("rootfs image %s has %d bytes, its manifest says %d", path, info.Size(), size)
-	}
-	f, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("rootfs image: %w", err)
 	}
 	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return fmt.Errorf("rootfs image: %w", err)
+	}
+	if info.Size() != size {
+		return fmt.Errorf("rootfs image %s has %d bytes, its manifest says %d", path, info.Size(), size)
+	}
 	var super [superblockLen]byte
 	if _, err := io.ReadFull(f, super[:]); err != nil {
 		return fmt.Errorf("rootfs image %s: read superblock: %w", path, err)

@@ -1,6 +1,8 @@
 package fctest
 
 import (
+	"bytes"
+	"debug/elf"
 	"encoding/binary"
 	"encoding/json"
 	"os"
@@ -27,7 +29,7 @@ func Data(tb testing.TB, dir string) paths.Data {
 			tb.Fatal(err)
 		}
 	}
-	write(data.Vmlinux(), []byte("kernel"))
+	write(data.Vmlinux(), Vmlinux())
 	write(filepath.Join(data.GuestModules(), "modules.builtin"), []byte(strings.Join(kernel.GuestModules(), ".ko\n")+".ko\n"))
 	for name, interpreter := range map[string]string{"python": "python3", "shell": "/bin/sh"} {
 		image := make([]byte, 4096)
@@ -41,4 +43,19 @@ func Data(tb testing.TB, dir string) paths.Data {
 		write(data.PackManifest(name), manifest)
 	}
 	return data
+}
+
+// Vmlinux is the smallest program that passes for a kernel: an ELF header and
+// one empty segment.
+func Vmlinux() []byte {
+	var b bytes.Buffer
+	_ = binary.Write(&b, binary.LittleEndian, elf.Header64{
+		Ident:   [elf.EI_NIDENT]byte{0x7f, 'E', 'L', 'F', byte(elf.ELFCLASS64), byte(elf.ELFDATA2LSB), byte(elf.EV_CURRENT)},
+		Type:    uint16(elf.ET_EXEC),
+		Machine: uint16(elf.EM_X86_64),
+		Version: uint32(elf.EV_CURRENT),
+		Phoff:   64, Ehsize: 64, Phentsize: 56, Phnum: 1, Shentsize: 64,
+	})
+	_ = binary.Write(&b, binary.LittleEndian, elf.Prog64{Type: uint32(elf.PT_LOAD)})
+	return b.Bytes()
 }
