@@ -78,6 +78,7 @@ func newRoot(a *app) *cobra.Command {
 		newExecCmd(a),
 		newRmCmd(a),
 		newLsCmd(a),
+		newInspectCmd(a),
 		newInfoCmd(a),
 		newPackCmd(a),
 		newKeyCmd(a),

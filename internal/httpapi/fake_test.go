@@ -82,6 +82,20 @@ func (e *fakeEngine) Get(id sandbox.ID) (sandbox.Sandbox, error) {
 	return known, e.err
 }
 
+// knownJail has a word in every field, so that one that is lost is noticed.
+var knownJail = sandbox.Jail{
+	UID: 5000, GID: 5001, Root: "/jail/root",
+	Files:      []sandbox.JailFile{{Path: "/rootfs", Kind: "file", Mode: "0444", UID: 1, GID: 2, Source: "/packs/shell"}},
+	Namespaces: []string{"net"}, Cgroup: "/emberd/jail", CgroupLimits: map[string]string{"pids.max": "33"},
+	Missing: []string{"io.max: no disk"}, Rlimits: map[string]uint64{"core": 0}, Umask: "0077",
+	BoundingSet: []string{"chown"}, ConsoleBytes: 65536, Command: []string{"jailer", "--id"}, PID: 4711,
+}
+
+func (e *fakeEngine) Inspect(id sandbox.ID) (sandbox.Sandbox, sandbox.Jail, error) {
+	sb, err := e.Get(id)
+	return sb, knownJail, err
+}
+
 func (e *fakeEngine) List() []sandbox.Sandbox {
 	if e.err != nil {
 		return nil

@@ -32,6 +32,8 @@ type Engine interface {
 	Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecResult, error)
 	Delete(ctx context.Context, id sandbox.ID) error
 	Get(id sandbox.ID) (sandbox.Sandbox, error)
+	// Inspect returns a sandbox and what confines it.
+	Inspect(id sandbox.ID) (sandbox.Sandbox, sandbox.Jail, error)
 	// List returns the sandboxes, oldest first.
 	List() []sandbox.Sandbox
 }
@@ -104,6 +106,13 @@ func (a *API) routes() []route {
 			out: rest.Sandbox{}, status: http.StatusOK,
 			errors: []sandbox.Code{sandbox.CodeNotFound},
 			serve:  a.get,
+		},
+		{
+			method: "GET", path: "/sandboxes/{id}/inspect", id: "inspect-sandbox", summary: "Show what confines a sandbox",
+			doc: "Tells the operator how the VMM of a sandbox is jailed on its host, paths of the host included.",
+			out: rest.Inspection{}, status: http.StatusOK,
+			errors: []sandbox.Code{sandbox.CodeNotFound},
+			serve:  a.inspect,
 		},
 		{
 			method: "DELETE", path: "/sandboxes/{id}", id: "delete-sandbox", summary: "Delete a sandbox",

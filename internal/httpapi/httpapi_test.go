@@ -26,12 +26,16 @@ func TestAnswers(t *testing.T) {
 		described = `{"id":"sb_a1b2c3d4e5f6","language_pack":"python","state":"running","guest_vcpus":1,"guest_ram_mib":256,"boot_path":"cold-boot","created_at":"2025-01-02T03:04:05Z",` +
 			`"limits":{"vcpus":1,"memory_mib":256,"disk_mib":128,"pids":512,"timeout_s":3600,"idle_timeout_s":1800,"exec_timeout_s":60,"execs":16,"output_bytes":1048576},` +
 			`"expires_at":"2025-01-02T04:04:05Z","idle_expires_at":"2025-01-02T03:34:05Z"}`
-		invalid   = `{"error":"invalid request body","code":"invalid_request"}`
-		notFound  = `{"error":"sandbox not found","code":"not_found"}`
-		noRoute   = `{"error":"no such route","code":"not_found"}`
-		noMethod  = `{"error":"method not allowed","code":"invalid_request"}`
-		tooLarge  = `{"error":"request body too large: the limit is %d bytes","code":"too_large"}`
-		internal  = `{"error":"internal error","code":"internal"}`
+		inspected = `{"sandbox":` + described + `,"jail":{"pid":4711,"uid":5000,"gid":5001,"root":"/jail/root",` +
+			`"files":[{"path":"/rootfs","kind":"file","mode":"0444","uid":1,"gid":2,"source":"/packs/shell"}],"namespaces":["net"],` +
+			`"cgroup":"/emberd/jail","cgroup_limits":{"pids.max":"33"},"missing":["io.max: no disk"],"rlimits":{"core":0},"umask":"0077",` +
+			`"bounding_set":["chown"],"console_bytes":65536,"command":["jailer","--id"]}}`
+		invalid  = `{"error":"invalid request body","code":"invalid_request"}`
+		notFound = `{"error":"sandbox not found","code":"not_found"}`
+		noRoute  = `{"error":"no such route","code":"not_found"}`
+		noMethod = `{"error":"method not allowed","code":"invalid_request"}`
+		tooLarge = `{"error":"request body too large: the limit is %d bytes","code":"too_large"}`
+		internal = `{"error":"internal error","code":"internal"}`
 	)
 	hostile := errors.New("open /var/lib/emberd/jail/secret: permission denied")
 	for _, tt := range []struct {
@@ -111,6 +115,8 @@ func TestAnswers(t *testing.T) {
 		{name: "get, malformed id", method: "GET", path: "/sandboxes/..%2f..%2fetc%2fpasswd", status: 404, want: notFound},
 		{name: "list", method: "GET", path: "/sandboxes", status: 200, want: `{"sandboxes":[` + described + `]}`},
 		{name: "list, none", method: "GET", path: "/sandboxes", engine: &fakeEngine{err: hostile}, status: 200, want: `{"sandboxes":[]}`},
+		{name: "inspect", method: "GET", path: "/sandboxes/" + knownID + "/inspect", status: 200, want: inspected},
+		{name: "inspect, unknown", method: "GET", path: "/sandboxes/sb_ffffffffffff/inspect", status: 404, want: notFound},
 		{name: "delete", method: "DELETE", path: "/sandboxes/" + knownID, status: 204},
 		{name: "delete, unknown id", method: "DELETE", path: "/sandboxes/sb_000000000000", status: 404, want: notFound},
 		{name: "delete, malformed id", method: "DELETE", path: "/sandboxes/nonsense", status: 404, want: notFound},

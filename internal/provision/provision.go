@@ -46,6 +46,9 @@ func (v *VM) Done() <-chan struct{} { return v.vm.Done() }
 // Console is the tail of the guest's console: bytes that nobody vouches for.
 func (v *VM) Console() string { return v.vm.Console() }
 
+// Jail is what confines the VMM.
+func (v *VM) Jail() sandbox.Jail { return v.vm.Jail() }
+
 // Kill ends the VM and removes everything that was made for it. It may be
 // called again.
 func (v *VM) Kill(ctx context.Context) error {

@@ -176,7 +176,13 @@ func (p *process) Dial(ctx context.Context, name string) (net.Conn, error) {
 
 // A fake is not confined, and claims nothing else.
 func (p *process) CheckConfined() error { return nil }
-func (p *process) Jail() sandbox.Jail   { return sandbox.Jail{Root: p.root, PID: p.pid} }
+func (p *process) Jail() sandbox.Jail {
+	return sandbox.Jail{
+		UID: os.Getuid(), GID: os.Getgid(), Root: p.root, PID: p.pid, ConsoleBytes: p.console.Size,
+		Namespaces: []string{}, BoundingSet: []string{}, Command: []string{},
+		CgroupLimits: map[string]string{}, Rlimits: map[string]uint64{},
+	}
+}
 
 func (p *process) Done() <-chan struct{} { return p.done }
 func (p *process) Console() string       { return p.console.String() }
