@@ -40,7 +40,7 @@ type fixture struct {
 	run      paths.Run
 }
 
-func newFixture(t *testing.T, options ...func(*provision.ColdConfig)) *fixture {
+func newFixture(t *testing.T, options ...func(*Config, *provision.ColdConfig)) *fixture {
 	t.Helper()
 	f := &fixture{t: t, launcher: &fctest.Launcher{Dir: shortDir(t)}, faults: &fault.Set{}, run: paths.Run(t.TempDir())}
 	data := fctest.Data(t, filepath.Join(f.launcher.Dir, "data"))
@@ -56,14 +56,16 @@ func newFixture(t *testing.T, options ...func(*provision.ColdConfig)) *fixture {
 		Launcher: f.launcher, Kernel: data.Vmlinux(), Initrd: data.Vmlinux(),
 		Timeout: 20 * time.Second, Parallel: 4, Log: slog.New(slog.DiscardHandler), Faults: f.faults,
 	}
-	for _, o := range options {
-		o(&cold)
-	}
-	f.Engine, err = New(Config{
+	cfg := Config{
 		Packs: packs, Store: records, Limits: sandbox.DefaultPolicy(), Faults: f.faults,
 		Capacity: Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100},
-		Log:      slog.New(slog.DiscardHandler), Provisioner: provision.NewCold(cold),
-	})
+		Log:      slog.New(slog.DiscardHandler),
+	}
+	for _, o := range options {
+		o(&cfg, &cold)
+	}
+	cfg.Provisioner = provision.NewCold(cold)
+	f.Engine, err = New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -227,7 +229,7 @@ func TestEachStepOfCreateIsUndone(t *testing.T) {
 func TestVMMsThatDoNotWork(t *testing.T) {
 	for _, mode := range []fctest.Mode{fctest.Silent, fctest.Mute, fctest.Stillborn, fctest.Deaf, fctest.Refusing} {
 		t.Run(string(mode), func(t *testing.T) {
-			f := newFixture(t, func(c *provision.ColdConfig) { c.Timeout = 2 * time.Second })
+			f := newFixture(t, func(_ *Config, c *provision.ColdConfig) { c.Timeout = 2 * time.Second })
 			f.launcher.Next(mode, mode)
 			began := time.Now()
 			_, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"})
@@ -243,7 +245,7 @@ func TestVMMsThatDoNotWork(t *testing.T) {
 }
 
 func TestStalledBootIsTriedOnceMore(t *testing.T) {
-	f := newFixture(t, func(c *provision.ColdConfig) { c.Timeout = 4 * time.Second })
+	f := newFixture(t, func(_ *Config, c *provision.ColdConfig) { c.Timeout = 4 * time.Second })
 	f.launcher.Next(fctest.Silent)
 	if _, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"}); err != nil {
 		t.Error(err)

@@ -10,11 +10,11 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// An agent is asked for a sign of life every pingInterval, and a sandbox whose
-// agent gave none for maxSilence is taken down.
+// An agent is asked for a sign of life every pingInterval, and has maxSilence
+// to give it. So one that hangs is found out within the sum of both.
 const (
-	pingInterval = 4 * time.Second
-	maxSilence   = 10 * time.Second
+	pingInterval = 3 * time.Second
+	maxSilence   = 6 * time.Second
 )
 
 // watch takes a sandbox off the list when its VM ends on its own, or is of no
@@ -45,7 +45,7 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reas
 		case <-vm.Agent.Done():
 			return e.afterDisconnect(en, vm)
 		case <-tick.C:
-			ping, cancel := context.WithTimeout(ctx, maxSilence-pingInterval)
+			ping, cancel := context.WithTimeout(ctx, maxSilence)
 			err := vm.Agent.Ping(ping)
 			timedOut := ping.Err() != nil
 			cancel()
