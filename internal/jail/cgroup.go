@@ -28,10 +28,6 @@ var controllers = []string{"cpu", "memory", "pids"}
 // filesystem one device to limit.
 const ioController = "io"
 
-// vmmOverheadMiB is what a VMM may use beside its guest's memory: Firecracker
-// itself, its copy of the executable, and page tables.
-const vmmOverheadMiB = 64
-
 // vmmProcesses bounds the threads of a VMM: its own, one for the API, one for
 // each vCPU, and what KVM starts on its behalf.
 const vmmProcesses = 32
@@ -48,7 +44,7 @@ const ioLimits = "rbps=268435456 wbps=16777216 riops=10000 wiops=1000"
 // device is the disk that its files are on, "" if it cannot be limited.
 func limitsFor(size sandbox.Size, device string) map[string]string {
 	limits := map[string]string{
-		"memory.max":       strconv.Itoa((size.MemoryMiB + vmmOverheadMiB) << 20),
+		"memory.max":       strconv.Itoa(size.PromisedMiB() << 20),
 		"memory.swap.max":  "0",
 		"memory.oom.group": "1",
 		"cpu.max":          fmt.Sprintf("%d %d", size.VCPUs*cpuPeriod, cpuPeriod),
