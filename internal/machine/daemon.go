@@ -77,7 +77,11 @@ func (s *supervisor) startDaemon(ctx, stop, life context.Context, running *sync.
 // runDaemon runs emberd in the machine and says how it ended, which it is not
 // meant to.
 func (s *supervisor) runDaemon(ctx context.Context, out io.Writer) error {
-	exit, err := s.session.Exec(ctx, agent.Command{Argv: []string{guestDaemon}}, agent.Stdio{Stdout: out, Stderr: out})
+	argv := []string{guestDaemon}
+	for _, host := range forwardedHosts(s.Listen) {
+		argv = append(argv, "--allow-host", host)
+	}
+	exit, err := s.session.Exec(ctx, agent.Command{Argv: argv}, agent.Stdio{Stdout: out, Stderr: out})
 	switch {
 	case err != nil:
 		return fmt.Errorf("run emberd: %w", err)
@@ -86,6 +90,20 @@ func (s *supervisor) runDaemon(ctx context.Context, out io.Writer) error {
 	default:
 		return fmt.Errorf("emberd ended with status %d", exit.Code)
 	}
+}
+
+// forwardedHosts returns what clients of the address on this host send as their
+// Host header: emberd in the machine knows only its own port.
+func forwardedHosts(listen string) []string {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for _, name := range []string{"localhost", "127.0.0.1", "::1", host} {
+		out = append(out, net.JoinHostPort(name, port))
+	}
+	return out
 }
 
 // healthy reports whether emberd answers.

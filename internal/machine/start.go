@@ -27,8 +27,8 @@ var errSilent = errors.New("the supervisor ended without saying why")
 
 // Config says what a machine is started with.
 type Config struct {
-	// Listen is the address on this host where the machine's API is to answer.
-	// When it is empty no emberd is started in the machine.
+	// Listen is the loopback address on this host where the machine's API is to
+	// answer. When it is empty no emberd is started in the machine.
 	Listen string
 	// Data is the data directory that the machine's emberd gets a copy of.
 	Data paths.Data
@@ -115,7 +115,8 @@ func (m Machine) check(cfg Config) error {
 }
 
 // checkAddress finds out that an address is taken before the boot instead of
-// after it.
+// after it. The emberd in the machine has no keys, and all that it could tell of
+// a client is that it comes through the machine: none of another host may.
 func checkAddress(address string) error {
 	if address == "" {
 		return nil
@@ -123,6 +124,9 @@ func checkAddress(address string) error {
 	ln, err := net.Listen("tcp", address)
 	if err != nil {
 		return err
+	}
+	if addr := ln.Addr().(*net.TCPAddr); !addr.IP.IsLoopback() {
+		return errors.Join(ln.Close(), fmt.Errorf("listen on %s: other hosts could reach this", address))
 	}
 	return ln.Close()
 }
