@@ -22,6 +22,7 @@ import (
 	"github.com/emberd/emberd/internal/jail"
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
@@ -117,7 +118,8 @@ func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Lau
 	info.Versions.Firecracker = v
 	j, err := jail.Open(ctx, jail.Config{
 		Firecracker: d.cfg.DataDir.Firecracker(), Jailer: d.cfg.DataDir.Jailer(),
-		Dir: d.cfg.DataDir.Jails(), Log: d.log, Faults: d.cfg.Faults,
+		Dir: d.cfg.DataDir.Jails(), Users: jail.DefaultUsers, UserLocks: paths.UserLocks,
+		Log: d.log, Faults: d.cfg.Faults,
 	})
 	if err != nil {
 		return nil, err
