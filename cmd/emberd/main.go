@@ -77,6 +77,7 @@ func newCmd() *cobra.Command {
 	f.StringVar((*string)(&cfg.RunDir), "run-dir", string(cfg.RunDir), "where the state of running sandboxes is kept")
 	f.StringVar(&cfg.Init, "init", cfg.Init, "the emberd-init executable that becomes PID 1 of every guest")
 	limitFlags(f, &cfg)
+	f.TextVar(&cfg.Users, "vmm-users", cfg.Users, "the user ids, and group ids, that VMMs are given: FIRST-LAST")
 	f.DurationVar(&cfg.BootTimeout, "boot-timeout", cfg.BootTimeout, "how long a microVM may take to become ready")
 	f.TextVar(&level, "log-level", level, "log what is at least this important: debug, info, warn or error")
 	return cmd

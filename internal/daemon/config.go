@@ -11,6 +11,7 @@ import (
 
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/jail"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
@@ -49,6 +50,8 @@ type Config struct {
 	// are together.
 	Limits   sandbox.Policy
 	Capacity engine.Capacity
+	// Users are the user and group ids that VMMs are given.
+	Users jail.IDRange
 	// BootTimeout bounds the boot of one microVM.
 	BootTimeout time.Duration
 	// ParallelBoots is how many microVMs boot at a time.
@@ -73,6 +76,7 @@ func NewConfig() Config {
 		Init:          besideExecutable("emberd-init"),
 		Limits:        sandbox.DefaultPolicy(),
 		Capacity:      defaultCapacity(),
+		Users:         jail.DefaultUsers,
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
 		Log:           slog.New(slog.DiscardHandler),
