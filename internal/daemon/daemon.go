@@ -118,7 +118,7 @@ func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Lau
 	info.Versions.Firecracker = v
 	j, err := jail.Open(ctx, jail.Config{
 		Firecracker: d.cfg.DataDir.Firecracker(), Jailer: d.cfg.DataDir.Jailer(),
-		Dir: d.cfg.DataDir.Jails(), Users: jail.DefaultUsers, UserLocks: paths.UserLocks,
+		Dir: d.cfg.DataDir.Jails(), Users: d.cfg.Users, UserLocks: paths.UserLocks,
 		Log: d.log, Faults: d.cfg.Faults,
 	})
 	if err != nil {
