@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"slices"
 	"time"
@@ -11,10 +12,13 @@ import (
 )
 
 // An agent is asked for a sign of life every pingInterval, and has maxSilence
-// to give it. So one that hangs is found out within the sum of both.
+// to give it. Then it is asked once more and has lastChance: a daemon that was
+// itself stopped for a while must not take that for the agent's silence. So one
+// that hangs is found out within the sum of the three.
 const (
 	pingInterval = 3 * time.Second
-	maxSilence   = 6 * time.Second
+	maxSilence   = 5 * time.Second
+	lastChance   = time.Second
 )
 
 // watch takes a sandbox off the list when its VM ends on its own, or is of no
@@ -45,11 +49,11 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reas
 		case <-vm.Agent.Done():
 			return e.afterDisconnect(en, vm)
 		case <-tick.C:
-			ping, cancel := context.WithTimeout(ctx, maxSilence)
-			err := vm.Agent.Ping(ping)
-			timedOut := ping.Err() != nil
-			cancel()
-			if timedOut {
+			err := ping(ctx, vm, maxSilence)
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = ping(ctx, vm, lastChance)
+			}
+			if errors.Is(err, context.DeadlineExceeded) {
 				return unresponsive
 			}
 			if err != nil {
@@ -57,6 +61,14 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reas
 			}
 		}
 	}
+}
+
+// ping asks the agent of vm for a sign of life. The error is
+// [context.DeadlineExceeded] if it gives none in time.
+func ping(ctx context.Context, vm *provision.VM, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	return vm.Agent.Ping(ctx)
 }
 
 // afterDisconnect tells the connection's end from that of the VM, which follows
