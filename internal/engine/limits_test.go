@@ -324,7 +324,7 @@ func TestVMMKilledAtAnyTime(t *testing.T) {
 			answered <- err
 		}()
 		f.await("there is a VMM", 10*time.Second, func() bool { return len(f.launcher.Running()) > 0 })
-		time.Sleep(rand.N(150 * time.Millisecond)) //nolint:gosec // any moment will do
+		time.Sleep(rand.N(150 * time.Millisecond))
 		for _, pid := range f.launcher.Running() {
 			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 				t.Fatal(err)

@@ -170,8 +170,8 @@ func describe(sb sandbox.Sandbox) rest.Sandbox {
 		ID:           string(sb.ID),
 		LanguagePack: sb.Pack,
 		State:        string(sb.State),
-		GuestVCPUs:   sb.VCPUs,
-		GuestRAMMiB:  sb.MemoryMiB,
+		GuestVCPUs:   sb.Limits.VCPUs,
+		GuestRAMMiB:  sb.Limits.MemoryMiB,
 		BootPath:     string(sb.BootPath),
 		CreatedAt:    sb.CreatedAt.UTC(),
 

@@ -64,7 +64,8 @@ var least = Limits{
 
 // Check returns an error if p contradicts itself.
 func (p Policy) Check() error {
-	if err := p.Ceiling.Size.Check(); err != nil {
+	size := p.Ceiling.Size
+	if err := size.Check(); err != nil {
 		return fmt.Errorf("ceiling: %w", err)
 	}
 	if _, err := p.Resolve(p.Default); err != nil {

@@ -85,9 +85,9 @@ const ColdBoot BootPath = "cold-boot"
 // Sandbox is what emberd tells about one sandbox. It is a value: holding one
 // says nothing about whether the sandbox still exists.
 type Sandbox struct {
-	ID        ID     `json:"id"`
-	Pack      string `json:"pack"`
-	Limits    `json:"limits"`
+	ID        ID        `json:"id"`
+	Pack      string    `json:"pack"`
+	Limits    Limits    `json:"limits"`
 	State     State     `json:"state"`
 	BootPath  BootPath  `json:"boot_path"`
 	CreatedAt time.Time `json:"created_at"`

@@ -89,7 +89,7 @@ func mountAll(mounts []mount) error {
 			}
 		}
 		if m.open {
-			if err := os.Chmod(m.target, 0o777|os.ModeSticky); err != nil { //nolint:gosec // like /tmp of every system
+			if err := os.Chmod(m.target, 0o777|os.ModeSticky); err != nil {
 				return err
 			}
 		}
