@@ -119,6 +119,9 @@ func (e *Engine) lost(ctx context.Context, en *entry, vm *provision.VM, cause er
 	}
 }
 
+// grownOutput is how much output grows a buffer by doubling, in bytes.
+const grownOutput = 256 << 10
+
 // capped keeps the first left bytes written to it and notes that there were
 // more.
 type capped struct {
@@ -131,6 +134,11 @@ func (c *capped) Write(p []byte) (int, error) {
 	keep := p[:min(len(p), c.left)]
 	c.left -= len(keep)
 	c.truncated = c.truncated || len(keep) < len(p)
+	if c.buf.Len() > grownOutput && c.left > c.buf.Available() {
+		// All that there can be, which takes memory only as it comes. Doubling
+		// would take three times the output.
+		c.buf.Grow(len(keep) + c.left)
+	}
 	c.buf.Write(keep)
 	return len(p), nil
 }

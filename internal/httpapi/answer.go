@@ -1,9 +1,7 @@
 package httpapi
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -118,41 +116,67 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 
 // writeJSON answers r with v.
 func (a *API) writeJSON(w http.ResponseWriter, r *http.Request, status int, v any) {
-	var b bytes.Buffer
-	enc := json.NewEncoder(&b)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
+	if res, ok := v.(execAnswer); ok {
+		w.Header().Set("Content-Type", "application/json")
+		_ = res.writeTo(a.begin(w, r, status))
+		return
+	}
+	b, err := marshal(v)
+	if err != nil {
 		panic(err) // the API's types hold nothing that JSON cannot
 	}
-	a.send(w, r, status, b.Bytes())
+	a.send(w, r, status, b)
 }
 
-// send answers r with body, which is JSON or nothing. A client that does not
-// read it is its own loss: the connection is closed, once it has been waited for
-// long enough.
+// send answers r with body, which is JSON or nothing.
 func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body []byte) {
-	h := w.Header()
 	if body != nil {
-		h.Set("Content-Type", "application/json")
-		h.Set("Content-Length", strconv.Itoa(len(body)))
+		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	}
+	_, _ = a.begin(w, r, status).Write(body)
+}
+
+// begin begins the answer to r and returns what writes the rest of it.
+func (a *API) begin(w http.ResponseWriter, r *http.Request, status int) *answer {
+	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")
 	h.Set("Cache-Control", "no-store")
-	conn := http.NewResponseController(w)
-	grace := a.writeGrace
+	out := &answer{w: w, r: r, status: status, conn: http.NewResponseController(w), grace: a.writeGrace}
 	if revoked(r) {
-		grace = lastWords
+		out.grace = lastWords
 	}
-	_ = conn.SetWriteDeadline(time.Now().Add(grace))
+	out.await()
 	w.WriteHeader(status)
-	for piece := range slices.Chunk(body, writePiece) {
-		_ = conn.SetWriteDeadline(time.Now().Add(grace))
-		if status < 300 && revoked(r) {
+	return out
+}
+
+// answer writes the body of an answer in pieces. A client that does not take one
+// is its own loss: the connection is closed, once it has been waited for long
+// enough.
+type answer struct {
+	w      http.ResponseWriter
+	r      *http.Request
+	status int
+	conn   *http.ResponseController
+	grace  time.Duration
+}
+
+func (a *answer) await() { _ = a.conn.SetWriteDeadline(time.Now().Add(a.grace)) }
+
+func (a *answer) Write(p []byte) (int, error) {
+	written := 0
+	for piece := range slices.Chunk(p, writePiece) {
+		a.await()
+		if a.status < 300 && revoked(a.r) {
 			panic(http.ErrAbortHandler) // half an answer must not look like one
 		}
-		if _, err := w.Write(piece); err != nil {
-			return
+		n, err := a.w.Write(piece)
+		written += n
+		if err != nil {
+			return written, err
 		}
 	}
+	return written, nil
 }

@@ -104,7 +104,7 @@ func (a *API) exec(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	return result(res), nil
+	return execAnswer{res}, nil
 }
 
 func (a *API) readiness(http.ResponseWriter, *http.Request) (any, error) {
@@ -179,20 +179,4 @@ func describe(sb sandbox.Sandbox) rest.Sandbox {
 		ExpiresAt:     sb.ExpiresAt.UTC(),
 		IdleExpiresAt: sb.IdleExpiresAt.UTC(),
 	}
-}
-
-// result returns res in the API's words.
-func result(res sandbox.ExecResult) rest.ExecResult {
-	out := rest.ExecResult{
-		StdoutTruncated: res.StdoutTruncated,
-		StderrTruncated: res.StderrTruncated,
-
-		ExitCode:   res.ExitCode,
-		DurationMS: res.Duration.Milliseconds(),
-		DurationUS: res.Duration.Microseconds(),
-		Error:      res.Err,
-	}
-	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
-	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)
-	return out
 }
