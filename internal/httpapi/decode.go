@@ -28,18 +28,25 @@ func errBody(cause error) error {
 // readBody returns the body of r without the white space around it. One of more
 // than limit bytes is an error, whatever length it claims to have.
 func (a *API) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	tooLarge := &sandbox.Error{Code: sandbox.CodeTooLarge, Message: fmt.Sprintf("request body too large: the limit is %d bytes", limit)}
 	conn := http.NewResponseController(w)
+	if r.ContentLength > limit {
+		giveUp(w, conn)
+		return nil, tooLarge
+	}
 	body, err := io.ReadAll(&paced{
 		r: http.MaxBytesReader(w, r.Body, limit), request: r, conn: conn,
 		deadline: time.Now().Add(a.bodyGrace),
 	})
-	// The deadline must not outlast the body: net/http goes on reading, to
-	// notice a client that goes away while its program runs.
-	if err == nil {
+	if err != nil {
+		giveUp(w, conn)
+	} else {
+		// The deadline must not outlast the body: net/http goes on reading, to
+		// notice a client that goes away while its program runs.
 		_ = conn.SetReadDeadline(time.Time{})
 	}
 	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
-		return nil, &sandbox.Error{Code: sandbox.CodeTooLarge, Message: fmt.Sprintf("request body too large: the limit is %d bytes", limit)}
+		return nil, tooLarge
 	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return nil, &httpError{http.StatusRequestTimeout, sandbox.Invalid("request body took too long")}
@@ -48,6 +55,13 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]b
 		return nil, errBody(err)
 	}
 	return bytes.TrimSpace(body), nil
+}
+
+// giveUp has the connection closed after the answer: what is left of a body is
+// not waited for.
+func giveUp(w http.ResponseWriter, conn *http.ResponseController) {
+	w.Header().Set("Connection", "close")
+	_ = conn.SetReadDeadline(time.Now())
 }
 
 // paced reads the body of a request that has to come at bodyRate.
