@@ -92,26 +92,24 @@ func (e *Engine) lost(ctx context.Context, en *entry, vm *provision.VM, cause er
 	}
 	timer := time.NewTimer(deathNotice)
 	defer timer.Stop()
+	died := false
 	select {
 	case <-vm.Done():
+		died = true
 	case <-timer.C:
 	}
 	en.mu.Lock()
 	id, end := en.sb.ID, en.end
 	en.mu.Unlock()
-	select {
-	case <-vm.Done():
-		if end == "" || end == ended {
-			return sandbox.ErrLost.Because(cause)
-		}
-	default:
-	}
-	if end != "" {
+	switch {
+	case end != "" && end != ended:
 		return &sandbox.Error{
 			Code:    sandbox.CodeLost,
-			Message: fmt.Sprintf("the sandbox was taken down while the program ran, because %s; the exit code is unknown", end),
+			Message: fmt.Sprintf("the sandbox was taken down while the program ran, because %s; its exit code is unknown", end),
 			Cause:   cause,
 		}
+	case died:
+		return sandbox.ErrLost.Because(cause)
 	}
 	e.cfg.Log.Warn("exec has no result", "sandbox_id", id, "err", cause)
 	return &sandbox.Error{
