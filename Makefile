@@ -34,6 +34,14 @@ test-real: build ## the tests of real microVMs, inside the machine
 bench: build ## what a sandbox's life costs, inside the machine
 	./test/real.sh -test.run '^$$' -test.bench . -test.benchtime 1x
 
+.PHONY: kernel
+kernel: build ## build a smaller, faster kernel for sandboxes; minutes (docs/KERNEL.md)
+	sudo=; [[ $$EUID -eq 0 ]] || sudo=sudo; $$sudo bin/emberctl --data-dir $(DATA_DIR) setup --kernel=build
+
+.PHONY: test-kernel
+test-kernel: build ## the tests of real microVMs with that kernel; minutes, not in CI
+	DATA_DIR=$(DATA_DIR) ./test/kernel.sh
+
 .PHONY: fuzz
 fuzz: ## each decoder of foreign bytes, some seconds each
 	./test/fuzz.sh
