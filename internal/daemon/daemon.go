@@ -69,6 +69,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		Versions: rest.Versions{Emberd: version.Version, HostKernel: hostKernel()},
 	}
 	launcher := cfg.Launcher
+	info.KVM = "emulated" // of a launcher that is not the jail no better is known
 	if launcher == nil {
 		if launcher, err = d.openJail(ctx, &info); err != nil {
 			return nil, err

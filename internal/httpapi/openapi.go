@@ -56,17 +56,26 @@ func openAPI(routes []route) []byte {
 		doc.AddOperation(operation(rt, schemas))
 	}
 	for name, s := range schemas.Map() {
+		if strings.HasSuffix(name, "Request") {
+			acceptNull(s)
+			continue
+		}
 		// The daemon refuses fields it does not know; a client must not, as
 		// answers may gain some.
-		if !strings.HasSuffix(name, "Request") {
-			s.AdditionalProperties = nil
-		}
+		s.AdditionalProperties = nil
 	}
 	b, err := json.MarshalIndent(doc, "", "  ")
 	if err != nil {
 		panic(err) // made of constants: it cannot fail in one build and not in the tests
 	}
 	return append(b, '\n')
+}
+
+// acceptNull has the schema of a request say that null counts as absent.
+func acceptNull(s *huma.Schema) {
+	for name, property := range s.Properties {
+		property.Nullable = !slices.Contains(s.Required, name)
+	}
 }
 
 var pathParam = regexp.MustCompile(`\{(\w+)\}`)
