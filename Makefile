@@ -20,11 +20,15 @@ demo: ## set up what is missing and print 42 from a microVM
 	./test/demo.sh
 
 .PHONY: test
-test: test-unit test-real ## every test, with real microVMs in the machine
+test: test-unit test-http test-real ## every test, with real microVMs in the machine
 
 .PHONY: test-unit
 test-unit: ## the tests that need neither root nor KVM
 	./test/unit.sh
+
+.PHONY: test-http
+test-http: ## the API against a browser, a fuzzer and slow clients
+	./test/http.sh
 
 .PHONY: test-real
 test-real: build ## the tests of real microVMs, inside the machine
