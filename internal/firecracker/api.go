@@ -35,13 +35,34 @@ type (
 		UDSPath  string `json:"uds_path"`
 	}
 	entropyDevice struct{}
-	action        struct {
+	cpuConfig     struct {
+		CPUID []cpuidModifier `json:"cpuid_modifiers"`
+	}
+	cpuidModifier struct {
+		Leaf      string             `json:"leaf"`
+		Subleaf   string             `json:"subleaf"`
+		Flags     int                `json:"flags"`
+		Registers []registerModifier `json:"modifiers"`
+	}
+	registerModifier struct {
+		Register string `json:"register"`
+		Bitmap   string `json:"bitmap"` // bit 31 first; x leaves one as it is
+	}
+	action struct {
 		Type string `json:"action_type"`
 	}
 	apiFault struct {
 		Message string `json:"fault_message"`
 	}
 )
+
+// withoutVirtualisation takes VMX and SVM out of what a guest is told of its CPU.
+// KVM offers them where the host has nested virtualisation on; no guest of
+// emberd's is to have another hypervisor's code to attack.
+var withoutVirtualisation = cpuConfig{CPUID: []cpuidModifier{
+	{Leaf: "0x1", Subleaf: "0x0", Registers: []registerModifier{{"ecx", "0bxxxxxxxxxxxxxxxxxxxxxxxxxx0xxxxx"}}},
+	{Leaf: "0x80000001", Subleaf: "0x0", Registers: []registerModifier{{"ecx", "0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0xx"}}},
+}}
 
 // maxReply bounds what is read of one answer of the VMM, in bytes. A VMM that a
 // guest has taken over is as hostile as the guest.

@@ -40,6 +40,7 @@ const (
 	FaultLaunch  = "firecracker.launch"
 	FaultAPI     = "firecracker.api"
 	FaultMachine = "firecracker.machine"
+	FaultCPU     = "firecracker.cpu"
 	FaultKernel  = "firecracker.kernel"
 	FaultDrive   = "firecracker.drive"
 	FaultVsock   = "firecracker.vsock"
@@ -50,7 +51,7 @@ const (
 
 // FaultPoints are the steps of [Boot] that a test can break.
 var FaultPoints = []string{
-	FaultLaunch, FaultAPI, FaultMachine, FaultKernel, FaultDrive, FaultVsock, FaultEntropy, FaultStart,
+	FaultLaunch, FaultAPI, FaultMachine, FaultCPU, FaultKernel, FaultDrive, FaultVsock, FaultEntropy, FaultStart,
 	FaultConfine,
 }
 
@@ -156,6 +157,7 @@ func configure(ctx context.Context, process Process, cfg Config, faults *fault.S
 		body        any
 	}{
 		{FaultMachine, "/machine-config", machineConfig{VCPUs: cfg.Size.VCPUs, MemoryMiB: cfg.Size.MemoryMiB}},
+		{FaultCPU, "/cpu-config", withoutVirtualisation},
 		{FaultKernel, "/boot-source", bootSource{KernelPath: "/" + kernelFile, InitrdPath: "/" + initrdFile, BootArgs: cfg.BootArgs}},
 		{FaultDrive, "/drives/rootfs", drive{ID: "rootfs", Path: "/" + rootfsFile, IsReadOnly: true}},
 		{FaultVsock, "/vsock", vsockDevice{GuestCID: guestCID, UDSPath: "/" + vsockSocket}},

@@ -71,6 +71,7 @@ func jailPath(path string) string { return "." + path }
 // fields are the bodies that the API takes, by path: every field it knows.
 var fields = map[string][]string{
 	"/machine-config": {"vcpu_count", "mem_size_mib"},
+	"/cpu-config":     {"cpuid_modifiers"},
 	"/boot-source":    {"kernel_image_path", "initrd_path", "boot_args"},
 	"/drives/rootfs":  {"drive_id", "path_on_host", "is_root_device", "is_read_only"},
 	"/vsock":          {"guest_cid", "uds_path"},
