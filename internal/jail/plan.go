@@ -57,7 +57,7 @@ func (j *Jailer) plan(spec Spec, user int) (sandbox.Jail, error) {
 }
 
 // files are what a VMM finds in its root directory: the links that are shared,
-// and what the jailer makes for the VMM's user alone.
+// and what the jailer makes, for the VMM's user alone or out of its reach.
 func (j *Jailer) files(shared map[string]string, user int) ([]sandbox.JailFile, error) {
 	own := func(path, kind, mode string) sandbox.JailFile {
 		return sandbox.JailFile{Path: path, Kind: kind, Mode: mode, UID: user, GID: user}
@@ -70,7 +70,8 @@ func (j *Jailer) files(shared map[string]string, user int) ([]sandbox.JailFile, 
 		own("/dev/net/tun", "device", "0600"),
 		own("/dev/urandom", "device", "0600"),
 		own("/run", "dir", "0700"),
-		own("/"+j.execName(), "file", "0700"),
+		{Path: "/" + j.execName(), Kind: "file", Mode: "0755"},
+		{Path: "/" + j.execName() + ".pid", Kind: "file", Mode: "0600"},
 	}
 	if j.userfault {
 		files = append(files, own("/dev/userfaultfd", "device", "0600"))
