@@ -195,7 +195,7 @@ func TestFloods(t *testing.T) {
 	p := health.Stop()
 	t.Logf("/healthz: %v", p)
 	oracle.Report(t, p.Findings("/healthz", 2*time.Second))
-	checkFiles(t, d.pid, files)
+	checkOpenFiles(t, d.pid, files)
 	if now := takeDisk(t, d.data); now != disk {
 		t.Errorf("the data directory holds %d bytes, it held %d", now, disk)
 	}
@@ -247,9 +247,9 @@ func takeDisk(t *testing.T, data paths.Data) int64 {
 	return size
 }
 
-// checkFiles fails the test if a process has more open than before, but for the
+// checkOpenFiles fails the test if a process has more open than before, but for the
 // few connections of this test's own clients.
-func checkFiles(t *testing.T, pid int, before map[string]int) {
+func checkOpenFiles(t *testing.T, pid int, before map[string]int) {
 	t.Helper()
 	const clients = 8
 	now, err := oracle.Files(pid)
