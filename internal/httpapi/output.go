@@ -6,9 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
-	"strings"
 	"unicode/utf8"
 
 	"github.com/emberd/emberd/api/rest"
@@ -89,18 +87,33 @@ func writeText(w io.Writer, b []byte) error {
 
 // appendText escapes what encoding/json escapes.
 func appendText(text, b []byte) []byte {
+	const hex = "0123456789abcdef"
 	for len(b) > 0 {
 		r, size := utf8.DecodeRune(b)
-		short := strings.IndexRune("\"\\\b\f\n\r\t", r)
-		switch {
-		case r == utf8.RuneError:
+		switch r {
+		case utf8.RuneError:
 			text = utf8.AppendRune(text, r)
-		case short >= 0:
-			text = append(text, '\\', `"\bfnrt`[short])
-		case r < ' ' || r == '\u2028' || r == '\u2029': // the last two end a line in JavaScript
-			text = fmt.Appendf(text, `\u%04x`, r)
+		case '"', '\\':
+			text = append(text, '\\', b[0])
+		case '\b':
+			text = append(text, `\b`...)
+		case '\f':
+			text = append(text, `\f`...)
+		case '\n':
+			text = append(text, `\n`...)
+		case '\r':
+			text = append(text, `\r`...)
+		case '\t':
+			text = append(text, `\t`...)
+		case '\u2028', '\u2029': // they end a line in JavaScript
+			text = append(text, `\u202`...)
+			text = append(text, hex[r&0xf])
 		default:
-			text = append(text, b[:size]...)
+			if r < ' ' {
+				text = append(text, '\\', 'u', '0', '0', hex[r>>4], hex[r&0xf])
+			} else {
+				text = append(text, b[:size]...)
+			}
 		}
 		b = b[size:]
 	}
