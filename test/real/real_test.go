@@ -15,9 +15,12 @@ import (
 )
 
 // As PID 1 of a microVM, this test binary is a guest in which no agent ever
-// answers.
+// answers, or one of those of [runGuest].
 func TestMain(m *testing.M) {
 	if os.Getpid() == 1 {
+		if cmdline := kernelCommandLine(); isGuest(cmdline) {
+			runGuest()
+		}
 		// The kernel opens no console for a PID 1 whose initramfs has none.
 		_ = os.Mkdir("/dev", 0o755)
 		if err := unix.Mount("dev", "/dev", "devtmpfs", 0, ""); err == nil {
@@ -28,4 +31,16 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(m.Run())
+}
+
+// kernelCommandLine is what the kernel was booted with. PID 1 begins without
+// /proc, and finds it unmounted again.
+func kernelCommandLine() string {
+	_ = os.Mkdir("/proc", 0o555)
+	if err := unix.Mount("proc", "/proc", "proc", 0, ""); err != nil {
+		return ""
+	}
+	line, _ := os.ReadFile("/proc/cmdline")
+	_ = unix.Unmount("/proc", 0)
+	return string(line)
 }
