@@ -73,7 +73,7 @@ func TestEvilAgent(t *testing.T) {
 		withPack(t, c, "good", goodPrefix+"/bin/sh")
 	})
 	neighbour, evil := h.create(t, "good"), h.create(t, evilAgent)
-	stop := h.watch(t, neighbour, 5*time.Second)
+	stop := h.watch(t, neighbour, 30*time.Second)
 
 	for _, tt := range []string{
 		"4 GiB frame", "two exits", "unknown frame", "impossible exit", "end without exit",
