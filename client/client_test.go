@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -275,5 +276,43 @@ func TestCreateBeforeConnecting(t *testing.T) {
 	cancel()
 	if _, err := c.Create(ctx, ""); !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestSocketAndKey checks that requests take the way through a Unix socket, and
+// carry the key that the client was given, and none else.
+func TestSocketAndKey(t *testing.T) {
+	dir := t.TempDir()
+	for _, tt := range []struct {
+		name string
+		opts []Option
+		want string
+	}{
+		{"with", []Option{WithAPIKey("emb_x")}, "Bearer emb_x"},
+		{"without", nil, ""},
+	} {
+		path := filepath.Join(dir, tt.name)
+		l, err := net.Listen("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv := &httptest.Server{Listener: l, Config: &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+			if got := r.Header.Get("Authorization"); got != tt.want {
+				t.Errorf("%s: Authorization %q, want %q", tt.name, got, tt.want)
+			}
+			if r.Host != "localhost" {
+				t.Errorf("Host %q", r.Host)
+			}
+		}), ReadHeaderTimeout: time.Second}}
+		srv.Start()
+		c := New(UnixScheme+path, tt.opts...)
+		if err := c.Healthy(t.Context()); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		c.http.CloseIdleConnections()
+		srv.Close()
+	}
+	if err := New(UnixScheme + filepath.Join(dir, "nobody")).Healthy(t.Context()); !errors.Is(err, ErrUnreachable) {
+		t.Errorf("no socket: %v", err)
 	}
 }
