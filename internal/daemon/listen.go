@@ -176,7 +176,7 @@ func (l *listeners) serve(ctx context.Context, api *httpapi.API, drain func() er
 func (l *listeners) Close() error {
 	var errs []error
 	for _, at := range l.all {
-		if err := at.Listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+		if err := at.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}

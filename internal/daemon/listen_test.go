@@ -131,7 +131,7 @@ func TestTLS(t *testing.T) {
 	if serial := serialOf(t, "localhost:"+port); serial != 1 {
 		t.Errorf("certificate %d", serial)
 	}
-	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}} //nolint:gosec // the test's own certificate
+	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	defer transport.CloseIdleConnections()
 	hc := client.WithHTTPClient(&http.Client{Transport: transport})
 	if _, err := client.New(addr, hc, client.WithAPIKey(key)).Info(t.Context()); err != nil {
@@ -282,12 +282,12 @@ func TestSocketUsers(t *testing.T) {
 	cfg := fakeConfig(t)
 	cfg.Socket = cfg.RunDir.Socket()
 	cfg.SocketUIDs = []uint{12345}
-	if err := os.Chmod(filepath.Dir(string(cfg.RunDir)), 0o711); err != nil { //nolint:gosec // other users have to get to the socket
+	if err := os.Chmod(filepath.Dir(string(cfg.RunDir)), 0o711); err != nil {
 		t.Fatal(err)
 	}
 	run(t, cfg)
 	for uid, want := range map[uint32]string{0: "200", 12345: "200", 54321: "403"} {
-		cmd := exec.Command("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", cfg.Socket, "http://localhost/info") //nolint:gosec // a path of ours
+		cmd := exec.Command("curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--unix-socket", cfg.Socket, "http://localhost/info")
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid, NoSetGroups: true}}
 		cmd.Dir = "/"
 		if out, err := cmd.Output(); err != nil || string(out) != want {
@@ -370,7 +370,7 @@ func writeCertificate(t *testing.T, dir string, serial int64) TLSFiles {
 // serialOf returns the serial number of the certificate that is served at addr.
 func serialOf(t *testing.T, addr string) int64 {
 	t.Helper()
-	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // the test's own certificate
+	conn, err := tls.Dial("tcp", addr, &tls.Config{InsecureSkipVerify: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -106,7 +106,7 @@ func (acc Access) admit(w http.ResponseWriter, r *http.Request) (_ *http.Request
 		return r, nil, errBadKey
 	}
 	ctx, cancel := context.WithCancelCause(r.Context())
-	stop := context.AfterFunc(good, func() {
+	stop := context.AfterFunc(good, func() { //nolint:contextcheck // it follows the key's life, not the request's
 		// The context goes first: whoever sets a deadline looks at it afterwards.
 		cancel(errRevoked)
 		conn := http.NewResponseController(w)

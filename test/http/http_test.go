@@ -10,6 +10,7 @@ package http
 import (
 	"bufio"
 	"context"
+	"errors"
 	"encoding/json"
 	"flag"
 	"fmt"
@@ -108,7 +109,7 @@ func start(t *testing.T, interpreter string) *server {
 	if interpreter != "" {
 		setInterpreter(t, s.data, interpreter)
 	}
-	cmd := exec.Command(os.Args[0]) //nolint:gosec // this program
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), dirEnv+"="+dir)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
@@ -213,6 +214,5 @@ func raw(t *testing.T, addr string, send io.Reader) (line string, closed bool, t
 	took = time.Since(began)
 	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
 	_, err = io.Copy(io.Discard, in)
-	ne, waiting := err.(net.Error)
-	return strings.TrimSpace(line), !(waiting && ne.Timeout()), took
+	return strings.TrimSpace(line), !errors.Is(err, os.ErrDeadlineExceeded), took
 }

@@ -28,7 +28,7 @@ func TestSchema(t *testing.T) {
 	running.Go(func() { deleteOldest(ctx, s.client, 40) })
 	t.Cleanup(func() { cancel(); running.Wait() })
 
-	cmd := exec.CommandContext(t.Context(), "schemathesis", "run", "http://"+s.addr+"/openapi.json", //nolint:gosec // an address of ours
+	cmd := exec.CommandContext(t.Context(), "schemathesis", "run", "http://"+s.addr+"/openapi.json",
 		"--checks", "all", "--exclude-checks", "positive_data_acceptance",
 		"--workers", "2", "--seed", "1", "--max-examples", "300", "--max-failures", "20", "--no-shrink", "--max-time", "90",
 		"--request-timeout", "20", "--warnings", "off", "--generation-database", "none")
