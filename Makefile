@@ -7,6 +7,9 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/emberd/emberd/internal/version.Version=$(VERSION)
 GOLANGCI_LINT_VERSION := v2.15.0
 
+# Where an emberd that is set up keeps its kernels.
+DATA_DIR ?= /var/lib/emberd
+
 .PHONY: help
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
