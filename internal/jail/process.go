@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
 	"syscall"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -42,15 +42,16 @@ func (j *Jailer) spawn(ctx context.Context, name string, plan sandbox.Jail) (*Pr
 	}
 	defer func() { _ = cgroup.Close() }()
 
+	console, sink, err := consolePipe()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = sink.Close() }()
 	p := &Process{jail: plan, done: make(chan struct{})}
 	p.console.Size = plan.ConsoleBytes
 	cmd := exec.Command(plan.Command[0], plan.Command[1:]...)
 	cmd.Env = []string{}
-	// A pipe, so that nothing the guest writes takes room on a disk. A VMM whose
-	// daemon is gone drops what it cannot write, and goes on.
-	cmd.Stdout, cmd.Stderr = &p.console, &p.console
-	// A VMM is killed as a whole; nothing else can hold its console open.
-	cmd.WaitDelay = time.Second
+	cmd.Stdout, cmd.Stderr = sink, sink
 	cmd.SysProcAttr = &syscall.SysProcAttr{
 		// The jailer adds a mount namespace. The network namespace holds a
 		// loopback that is down, has no name, and ends with the process.
@@ -61,7 +62,7 @@ func (j *Jailer) spawn(ctx context.Context, name string, plan sandbox.Jail) (*Pr
 		Setsid: true,
 	}
 	if err := startReduced(cmd); err != nil {
-		return nil, fmt.Errorf("jailer: %w", err)
+		return nil, errors.Join(fmt.Errorf("jailer: %w", err), console.Close())
 	}
 	p.process, p.jail.PID = cmd.Process, cmd.Process.Pid
 	// The jailer knows no option for this one. The process cannot have been
@@ -69,6 +70,9 @@ func (j *Jailer) spawn(ctx context.Context, name string, plan sandbox.Jail) (*Pr
 	limited := unix.Prlimit(p.PID(), unix.RLIMIT_CORE, &unix.Rlimit{Cur: maxCoreSize, Max: maxCoreSize}, nil)
 	go func() {
 		defer close(p.done)
+		// The console ends with the VMM, which alone can write to it.
+		_, _ = io.Copy(&p.console, console)
+		_ = console.Close()
 		_ = cmd.Wait() // how a VMM ended makes no difference to what follows
 	}()
 	if limited != nil {
@@ -77,6 +81,24 @@ func (j *Jailer) spawn(ctx context.Context, name string, plan sandbox.Jail) (*Pr
 		return nil, errors.Join(fmt.Errorf("limit core dumps: %w", limited), p.end(ctx))
 	}
 	return p, nil
+}
+
+// consolePipe returns the two ends of a VMM's console. It is a pipe, so that
+// nothing a guest writes takes up room on a disk. The end for the VMM is a
+// reader as well: so the pipe has one when the daemon is gone, and Firecracker,
+// which drops what a full pipe does not take, goes on. Without a reader it would
+// be sent SIGPIPE, whose handler logs to the same console and hangs in it.
+func consolePipe() (console, sink *os.File, err error) {
+	console, w, err := os.Pipe()
+	if err != nil {
+		return nil, nil, fmt.Errorf("console: %w", err)
+	}
+	defer func() { _ = w.Close() }()
+	sink, err = os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", w.Fd()), os.O_RDWR, 0)
+	if err != nil {
+		return nil, nil, errors.Join(fmt.Errorf("console: %w", err), console.Close())
+	}
+	return console, sink, nil
 }
 
 // end kills the process and waits until it is gone.
