@@ -74,7 +74,7 @@ func TestUnknownPackStartsNothing(t *testing.T) {
 }
 
 func TestSilentGuestIsGivenUp(t *testing.T) {
-	const budget = 24 * time.Second
+	const budget = 40 * time.Second
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
