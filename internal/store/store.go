@@ -20,10 +20,10 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/lockfile"
 )
 
 // version is the record format this code reads and writes.
@@ -45,8 +45,8 @@ type record struct {
 // Store is an open store. Its methods may be called by any number of
 // goroutines, but only by one at a time for the same id.
 type Store struct {
-	dir  string
-	lock *os.File
+	dir    string
+	unlock func() error
 }
 
 // Open makes the run directory if need be and takes its lock. When another
@@ -55,44 +55,31 @@ func Open(run paths.Run) (*Store, error) {
 	if err := os.MkdirAll(run.Sandboxes(), 0o700); err != nil {
 		return nil, fmt.Errorf("run directory: %w", err)
 	}
-	lock, err := takeLock(run.Lock())
+	unlock, err := takeLock(run.Lock())
 	if err != nil {
 		return nil, err
 	}
-	return &Store{dir: run.Sandboxes(), lock: lock}, nil
+	return &Store{dir: run.Sandboxes(), unlock: unlock}, nil
 }
 
-// takeLock locks path for this process and writes its pid into it. The kernel
-// drops the lock with the process, however that ends, so a stale file locks
-// nobody out.
-func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+// takeLock locks path for this process and writes its pid into it.
+func takeLock(path string) (unlock func() error, err error) {
+	unlock, err = lockfile.Take(path)
+	if errors.Is(err, lockfile.ErrHeld) {
 		holder, _ := os.ReadFile(path)
-		_ = f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, fmt.Errorf("another emberd (pid %s) is using %s", strings.TrimSpace(string(holder)), filepath.Dir(path))
-		}
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+		return nil, fmt.Errorf("another emberd (pid %s) is using %s", strings.TrimSpace(string(holder)), filepath.Dir(path))
 	}
-	pid := fmt.Appendf(nil, "%d\n", os.Getpid())
-	if err := errors.Join(f.Truncate(0), writeAt(f, pid)); err != nil {
-		_ = f.Close()
-		return nil, fmt.Errorf("lock %s: %w", path, err)
+	if err != nil {
+		return nil, err
 	}
-	return f, nil
-}
-
-func writeAt(f *os.File, b []byte) error {
-	_, err := f.WriteAt(b, 0)
-	return err
+	if err := os.WriteFile(path, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o600); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), unlock())
+	}
+	return unlock, nil
 }
 
 // Close drops the lock. Records stay.
-func (s *Store) Close() error { return s.lock.Close() }
+func (s *Store) Close() error { return s.unlock() }
 
 // Put writes the record of sb, replacing an older one at once or not at all.
 func (s *Store) Put(sb sandbox.Sandbox) error {
