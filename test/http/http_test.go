@@ -29,6 +29,7 @@ import (
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon"
+	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/paths"
@@ -79,6 +80,9 @@ func runDaemon(dir string) error {
 	cfg.Socket = cfg.RunDir.Socket()
 	cfg.Init = os.Args[0]
 	cfg.Launcher = &fctest.Launcher{Dir: dir}
+	// Fakes take nothing of what they are promised, and "no room" would be a
+	// right answer that looks like a server's error.
+	cfg.Capacity = engine.Capacity{Sandboxes: 1 << 20, MemoryMiB: 1 << 40, VCPUs: 1 << 20}
 	cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	d, err := daemon.New(ctx, cfg)
 	if err != nil {
