@@ -12,6 +12,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -54,8 +55,8 @@ func handshake(conn io.ReadWriter, port uint32) error {
 	if err != nil {
 		return refused(err)
 	}
-	digits, ok := strings.CutPrefix(line, "OK ")
-	if !ok || digits == "" || strings.Trim(digits, "0123456789") != "" {
+	assigned, ok := strings.CutPrefix(line, "OK ")
+	if _, err := strconv.ParseUint(assigned, 10, 32); !ok || err != nil {
 		return fmt.Errorf("unexpected answer %q", line)
 	}
 	return nil

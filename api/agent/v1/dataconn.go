@@ -19,9 +19,9 @@ type DataConn struct {
 
 	mu     sync.Mutex // makes Read callable by any goroutine
 	header [headerLen]byte
-	have   int // bytes of header read so far
-	body   int // bytes of the current frame not yet read
-	ended  bool
+	have   int   // bytes of header read so far
+	body   int   // bytes of the current frame not yet read
+	over   error // why no frame follows
 }
 
 // NewDataConn returns a connection over stream, whose next frame in either
@@ -31,20 +31,22 @@ func NewDataConn(stream net.Conn) *DataConn {
 }
 
 // Read reads what the peer wrote; [io.EOF] means that the peer ended its side
-// with an end frame, and [io.ErrUnexpectedEOF] that the stream broke off.
+// with an end frame, [io.ErrUnexpectedEOF] that the stream broke off, and
+// [ErrFrame] that what follows is no data. After an end or a broken frame the
+// stream is not read any more.
 func (c *DataConn) Read(p []byte) (int, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(p) == 0 {
 		return 0, nil
 	}
-	for c.body == 0 && !c.ended {
+	for c.body == 0 && c.over == nil {
 		if err := c.next(); err != nil {
 			return 0, cutOff(err)
 		}
 	}
-	if c.ended {
-		return 0, io.EOF
+	if c.over != nil {
+		return 0, c.over
 	}
 	n, err := c.Conn.Read(p[:min(len(p), c.body)])
 	c.body -= n
@@ -60,10 +62,13 @@ func (c *DataConn) next() error {
 	}
 	c.have = 0
 	t, size, err := parseHeader(c.header, []FrameType{FrameData, FrameEnd})
-	if err != nil {
-		return err
+	switch {
+	case err != nil:
+		c.over = err
+	case t == FrameEnd:
+		c.over = io.EOF
 	}
-	c.body, c.ended = size, t == FrameEnd
+	c.body = size
 	return nil
 }
 
