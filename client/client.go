@@ -127,6 +127,8 @@ type Result struct {
 	// ExitCode is the program's status, 128+n when signal n ended it, and -1
 	// when Err is set.
 	ExitCode int
+	// Warm says that the program ran in an interpreter that was started ahead.
+	Warm     bool
 	Duration time.Duration
 	// Err says why there is no exit status: [TimedOut], or why the interpreter
 	// could not be started.
@@ -157,6 +159,7 @@ func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error)
 		StderrTruncated: res.StderrTruncated,
 
 		ExitCode: res.ExitCode,
+		Warm:     res.Start == rest.StartName(true),
 		Duration: time.Duration(res.DurationUS) * time.Microsecond,
 		Err:      res.Error,
 	}, nil

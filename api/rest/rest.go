@@ -37,7 +37,7 @@ type Sandbox struct {
 	State        string    `json:"state" enum:"creating,running,deleting" example:"running" doc:"Where it stands in its life. Only a running sandbox takes programs."`
 	GuestVCPUs   int       `json:"guest_vcpus" example:"1" doc:"Virtual CPUs of its microVM."`
 	GuestRAMMiB  int       `json:"guest_ram_mib" example:"256" doc:"Memory of its microVM in MiB."`
-	BootPath     string    `json:"boot_path" enum:"cold-boot" example:"cold-boot" doc:"How its microVM came to be."`
+	BootPath     string    `json:"boot_path" enum:"cold-boot,restore,pool" example:"pool" doc:"How its microVM came to be: booted or restored from a template when it was asked for, or ready before that."`
 	CreatedAt    time.Time `json:"created_at" doc:"When it was asked for."`
 
 	Limits        Limits    `json:"limits" doc:"What it may use."`
@@ -70,6 +70,7 @@ type ExecResult struct {
 	ExitCode        int    `json:"exit_code" example:"0" doc:"The program's exit status; 128+n when signal n ended it; -1 when error is set."`
 	DurationMS      int64  `json:"duration_ms" example:"13" doc:"How long the program ran, in whole milliseconds."`
 	DurationUS      int64  `json:"duration_us" example:"13021" doc:"How long the program ran, in microseconds."`
+	Start           string `json:"start" enum:"warm,cold" example:"warm" doc:"Whether the program ran in an interpreter that was started ahead of it, as a fresh process of its own, or in one that was started for it."`
 	Error           string `json:"error,omitempty" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
 }
 
@@ -100,6 +101,14 @@ type Status struct {
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
 	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+}
+
+// StartName is how an [ExecResult] says whether the interpreter was warm.
+func StartName(warm bool) string {
+	if warm {
+		return "warm"
+	}
+	return "cold"
 }
 
 // EncodeOutput returns the bytes of an output stream as an [ExecResult] carries

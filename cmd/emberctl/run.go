@@ -177,6 +177,7 @@ func (a *app) printResult(id string, res client.Result) error {
 		ExitCode:   res.ExitCode,
 		DurationMS: res.Duration.Milliseconds(),
 		DurationUS: res.Duration.Microseconds(),
+		Start:      rest.StartName(res.Warm),
 		Error:      res.Err,
 	}}
 	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)

@@ -60,6 +60,8 @@ type Exit struct {
 	TimedOut bool
 	// StartError is set if the program could not be started; the rest is zero.
 	StartError string
+	// Warm says that the program ran in an interpreter that was started ahead.
+	Warm bool
 	// Duration is from start to exit, and never longer than the host waited.
 	Duration time.Duration
 }
@@ -200,7 +202,7 @@ func (e execReplies) exit(payload []byte) (Exit, error) {
 		return Exit{}, fmt.Errorf("%w: exit: %w", errProtocol, err)
 	}
 	if m.GetStartError() != "" {
-		if m.GetCode() != 0 || m.GetSignal() != 0 || m.GetTimedOut() || m.GetDurationUs() != 0 {
+		if m.GetCode() != 0 || m.GetSignal() != 0 || m.GetTimedOut() || m.GetDurationUs() != 0 || m.GetWarm() {
 			return Exit{}, fmt.Errorf("%w: a program that did not start has an exit", errProtocol)
 		}
 		return Exit{StartError: printable.Head(m.GetStartError(), maxText)}, nil
@@ -219,6 +221,7 @@ func (e execReplies) exit(payload []byte) (Exit, error) {
 		Code:     int(code),
 		Signal:   int(sig),
 		TimedOut: m.GetTimedOut(),
+		Warm:     m.GetWarm(),
 		Duration: time.Duration(min(m.GetDurationUs(), maxMicroseconds)) * time.Microsecond,
 	}, nil
 }

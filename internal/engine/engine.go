@@ -218,7 +218,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	}
 	e.lookAgain()
 	sb, _ = en.snapshot()
-	e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "pack", sb.Pack,
+	e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "vm", sb.VM, "pack", sb.Pack,
 		"boot_path", sb.BootPath, "duration_ms", e.cfg.Now().Sub(began).Milliseconds())
 	return sb, nil
 }
@@ -258,20 +258,24 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.Cance
 // down.
 func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack) error {
 	sb, _ := en.snapshot()
-	if err := errors.Join(e.cfg.Faults.Hit(FaultRecord), e.cfg.Store.Put(sb)); err != nil {
-		return err
-	}
 	if err := e.cfg.Faults.Hit(FaultProvide); err != nil {
 		return err
 	}
-	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{ID: sb.ID, Pack: p, Limits: sb.Limits})
+	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{
+		Pack: p, Limits: sb.Limits,
+		Begin: func(id sandbox.VMID) error {
+			planned := sb
+			planned.VM = id
+			return errors.Join(e.cfg.Faults.Hit(FaultRecord), e.cfg.Store.Put(planned))
+		},
+	})
 	if err != nil {
 		return err
 	}
 	en.mu.Lock()
 	en.vm = vm
-	sb.BootPath = vm.BootPath
 	en.mu.Unlock()
+	sb.VM, sb.BootPath = vm.ID, vm.BootPath
 	if err := e.cfg.Faults.Hit(FaultReady); err != nil {
 		return err
 	}

@@ -39,6 +39,7 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 		Stdout: stdout.buf.Bytes(), StdoutTruncated: stdout.truncated,
 		Stderr: stderr.buf.Bytes(), StderrTruncated: stderr.truncated,
 		ExitCode: exit.Code,
+		Warm:     exit.Warm,
 		Duration: exit.Duration,
 	}
 	switch {

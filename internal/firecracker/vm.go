@@ -65,7 +65,7 @@ type Launcher interface {
 
 // LaunchSpec is what a VMM needs around it.
 type LaunchSpec struct {
-	ID   sandbox.ID
+	ID   sandbox.VMID
 	Size sandbox.Size
 	// Files are placed in the root directory of the VMM before it starts, as
 	// name to path on the host. They are shared between VMs and never written.
@@ -95,7 +95,7 @@ type Process interface {
 
 // Config is the VM to boot. Paths are the host's.
 type Config struct {
-	ID       sandbox.ID
+	ID       sandbox.VMID
 	Size     sandbox.Size
 	Kernel   string
 	Initrd   string

@@ -34,6 +34,7 @@ func (a execAnswer) writeTo(w io.Writer) error {
 		ExitCode:   a.res.ExitCode,
 		DurationMS: a.res.Duration.Milliseconds(),
 		DurationUS: a.res.Duration.Microseconds(),
+		Start:      rest.StartName(a.res.Warm),
 		Error:      a.res.Err,
 	})
 	if err != nil {

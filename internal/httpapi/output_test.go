@@ -17,7 +17,7 @@ import (
 func whole(res sandbox.ExecResult) rest.ExecResult {
 	out := rest.ExecResult{
 		StdoutTruncated: res.StdoutTruncated, StderrTruncated: res.StderrTruncated, ExitCode: res.ExitCode,
-		DurationMS: res.Duration.Milliseconds(), DurationUS: res.Duration.Microseconds(), Error: res.Err,
+		DurationMS: res.Duration.Milliseconds(), DurationUS: res.Duration.Microseconds(), Start: rest.StartName(res.Warm), Error: res.Err,
 	}
 	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
 	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)

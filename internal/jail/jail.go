@@ -10,7 +10,7 @@
 // first and then carried out.
 //
 // The invariant: every name a jail has on the host is derived from the
-// sandbox's id, so that whatever the daemon was doing when it died, [Open]
+// microVM's id, so that whatever the daemon was doing when it died, [Open]
 // finds and clears all of it; and a user id has a new owner only when nothing
 // of the old one is left. There is no way to start a VMM unjailed.
 //
@@ -27,7 +27,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
@@ -155,7 +154,7 @@ func (j *Jailer) sweep(ctx context.Context) error {
 
 // Spec is one VMM to start.
 type Spec struct {
-	ID   sandbox.ID
+	ID   sandbox.VMID
 	Size sandbox.Size
 	// Files are hard-linked into the root directory, name to path on the host.
 	Files map[string]string
@@ -173,7 +172,7 @@ func (j *Jailer) Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 		}
 	}()
 	faults := j.cfg.Faults
-	name := jailID(spec.ID)
+	name := string(spec.ID)
 
 	if err := faults.Hit(FaultUser); err != nil {
 		return nil, err
@@ -241,7 +240,3 @@ func cgroupName(dir string) string {
 	sum := sha256.Sum256([]byte(dir))
 	return "emberd-" + hex.EncodeToString(sum[:4])
 }
-
-// jailID is the sandbox's id in the characters that the jailer takes: letters,
-// digits and hyphens.
-func jailID(id sandbox.ID) string { return strings.ReplaceAll(string(id), "_", "-") }

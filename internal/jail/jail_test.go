@@ -52,7 +52,7 @@ func TestPlanIsTheGoldenOne(t *testing.T) {
 	j.disk, j.userfault = "254:0", true
 	source := image(t)
 	plan, err := j.plan(Spec{
-		ID:    "sb_0123456789ab",
+		ID:    "vm-0123456789ab",
 		Size:  sandbox.Size{VCPUs: 2, MemoryMiB: 512},
 		Files: map[string]string{"rootfs": source},
 		Args:  []string{"--api-sock", "/api.sock"},
@@ -88,7 +88,7 @@ func TestPlanIsTheGoldenOne(t *testing.T) {
 func TestPlanSaysWhatIsMissing(t *testing.T) {
 	j := newJailer(t)
 	j.diskErr = errors.New("no disk")
-	plan, err := j.plan(Spec{ID: "sb_0123456789ab", Size: sandbox.DefaultSize}, 5000)
+	plan, err := j.plan(Spec{ID: "vm-0123456789ab", Size: sandbox.DefaultSize}, 5000)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func TestLimits(t *testing.T) {
 }
 
 func TestJailNamesAreTheJailers(t *testing.T) {
-	name := jailID(sandbox.NewID())
+	name := string(sandbox.NewVMID())
 	if strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" || len(name) > 64 {
 		t.Errorf("the jailer does not take the id %q", name)
 	}
@@ -134,23 +134,23 @@ func TestUserIDComesBackWhenNothingIsLeft(t *testing.T) {
 	if err := lease(); err != nil {
 		t.Fatal(err)
 	}
-	cgroup := j.cgroups.path("sb-1")
-	if err := errors.Join(os.MkdirAll(cgroup, 0o700), j.makeRoot("sb-1", nil)); err != nil {
+	cgroup := j.cgroups.path("vm-1")
+	if err := errors.Join(os.MkdirAll(cgroup, 0o700), j.makeRoot("vm-1", nil)); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.giveBack(5000, "sb-1"); err == nil || lease() == nil {
+	if err := j.giveBack(5000, "vm-1"); err == nil || lease() == nil {
 		t.Errorf("the id was given back while cgroup and root directory are there (%v)", err)
 	}
 	if err := os.Remove(cgroup); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.giveBack(5000, "sb-1"); err == nil || lease() == nil {
+	if err := j.giveBack(5000, "vm-1"); err == nil || lease() == nil {
 		t.Errorf("the id was given back while the root directory is there (%v)", err)
 	}
-	if err := j.removeRoot("sb-1"); err != nil {
+	if err := j.removeRoot("vm-1"); err != nil {
 		t.Fatal(err)
 	}
-	if err := j.giveBack(5000, "sb-1"); err != nil {
+	if err := j.giveBack(5000, "vm-1"); err != nil {
 		t.Error(err)
 	}
 	if err := lease(); err != nil {

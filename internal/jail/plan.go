@@ -23,7 +23,7 @@ const (
 
 // plan decides everything about the jail of one VMM. Nothing is done yet.
 func (j *Jailer) plan(spec Spec, user int) (sandbox.Jail, error) {
-	name := jailID(spec.ID)
+	name := string(spec.ID)
 	id := strconv.Itoa(user)
 	files, err := j.files(spec.Files, user)
 	if err != nil {

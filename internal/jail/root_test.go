@@ -123,7 +123,7 @@ func TestRootsWithstandTheirOwner(t *testing.T) {
 	links := startAttack(t, j.cfg.Dir, victim)
 	rounds := 0
 	for ; links.Load() < races; rounds++ {
-		name := fmt.Sprint("sb-", rounds)
+		name := fmt.Sprint("vm-", rounds)
 		if err := j.makeRoot(name, shared("rootfs", source)); err != nil {
 			t.Fatal(err)
 		}
@@ -213,18 +213,18 @@ func TestPlantedPathsAreRefused(t *testing.T) {
 }
 
 func TestALinkInTheWayOfAJailIsRefused(t *testing.T) {
-	for _, path := range []string{"firecracker", "firecracker/sb-1"} {
+	for _, path := range []string{"firecracker", "firecracker/vm-1"} {
 		j := newJailer(t)
 		victim, check := newVictim(t)
 		at := filepath.Join(j.cfg.Dir, path)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o700), os.Symlink(victim, at)); err != nil {
 			t.Fatal(err)
 		}
-		if err := j.makeRoot("sb-1", shared("rootfs", image(t))); err == nil {
+		if err := j.makeRoot("vm-1", shared("rootfs", image(t))); err == nil {
 			t.Errorf("%s is a link and was used", path)
 		}
 		check()
-		_ = j.removeRoot("sb-1")
+		_ = j.removeRoot("vm-1")
 		check()
 	}
 }
@@ -232,10 +232,10 @@ func TestALinkInTheWayOfAJailIsRefused(t *testing.T) {
 func TestMakeRootLinksAndSharesNothingElse(t *testing.T) {
 	j := newJailer(t)
 	source := image(t)
-	if err := j.makeRoot("sb-1", append(shared("rootfs", source), sandbox.JailFile{Path: "/dev", Kind: "dir"})); err != nil {
+	if err := j.makeRoot("vm-1", append(shared("rootfs", source), sandbox.JailFile{Path: "/dev", Kind: "dir"})); err != nil {
 		t.Fatal(err)
 	}
-	root := filepath.Join(j.cfg.Dir, "firecracker", "sb-1", "root")
+	root := filepath.Join(j.cfg.Dir, "firecracker", "vm-1", "root")
 	entries, err := os.ReadDir(root)
 	if err != nil || len(entries) != 1 {
 		t.Fatalf("the root directory holds %v, %v", entries, err)
@@ -251,7 +251,7 @@ func TestMakeRootLinksAndSharesNothingElse(t *testing.T) {
 	if !os.SameFile(linked, original) {
 		t.Error("the image was copied")
 	}
-	if err := j.makeRoot("sb-1", nil); !errors.Is(err, os.ErrExist) {
+	if err := j.makeRoot("vm-1", nil); !errors.Is(err, os.ErrExist) {
 		t.Errorf("a root directory was used twice: %v", err)
 	}
 }
@@ -279,13 +279,13 @@ func TestOnlySoundFilesAreShared(t *testing.T) {
 	}
 	for i, name := range names {
 		j := newJailer(t)
-		if err := j.makeRoot(fmt.Sprint("sb-", i), shared("rootfs", at(name))); err == nil {
+		if err := j.makeRoot(fmt.Sprint("vm-", i), shared("rootfs", at(name))); err == nil {
 			t.Errorf("%s was shared", name)
 		}
 	}
 	if os.Geteuid() == 0 {
 		j := newJailer(t)
-		if err := j.makeRoot("sb-1", shared("rootfs", "/dev/null")); err == nil {
+		if err := j.makeRoot("vm-1", shared("rootfs", "/dev/null")); err == nil {
 			t.Error("a device was shared")
 		}
 	}

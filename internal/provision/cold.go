@@ -76,8 +76,12 @@ func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
+	id := sandbox.NewVMID()
+	if err := req.Begin(id); err != nil {
+		return nil, err
+	}
 	for attempt := 1; ; attempt++ {
-		vm, err := c.boot(ctx, req)
+		vm, err := c.boot(ctx, id, req)
 		if err == nil {
 			return vm, nil
 		}
@@ -88,7 +92,7 @@ func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
 			return nil, sandbox.ErrBoot.Because(err)
 		}
 		c.retried.Add(1)
-		c.cfg.Log.Warn("guest did not come up, booting it again", "sandbox_id", req.ID, "err", err)
+		c.cfg.Log.Warn("guest did not come up, booting it again", "vm", id, "err", err)
 	}
 }
 
@@ -98,12 +102,12 @@ var errEnded = errors.New("the VMM ended before the guest was up")
 // errStalled is a guest that runs and never says hello.
 var errStalled = errors.New("the guest did not say hello in time")
 
-func (c *Cold) boot(ctx context.Context, req Request) (*VM, error) {
+func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (*VM, error) {
 	limit := c.cfg.Timeout / attempts
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w (%v)", errStalled, limit))
 	defer cancel()
 	fc, err := firecracker.Boot(ctx, c.cfg.Launcher, firecracker.Config{
-		ID:     req.ID,
+		ID:     id,
 		Size:   req.Limits.Size,
 		Kernel: c.cfg.Kernel,
 		Initrd: c.cfg.Initrd,
@@ -119,7 +123,7 @@ func (c *Cold) boot(ctx context.Context, req Request) (*VM, error) {
 		err = fmt.Errorf("%w\nconsole: %s", err, strings.TrimSpace(fc.Console()))
 		return nil, errors.Join(err, fc.Kill(ctx))
 	}
-	return &VM{Agent: session, BootPath: sandbox.ColdBoot, vm: fc}, nil
+	return &VM{ID: id, Agent: session, BootPath: sandbox.ColdBoot, vm: fc}, nil
 }
 
 // hello waits until the guest's agent listens and has answered the handshake.

@@ -19,9 +19,12 @@ import (
 
 // Request is the VM that is wanted.
 type Request struct {
-	ID     sandbox.ID
 	Pack   pack.Pack
 	Limits sandbox.Limits
+	// Begin is called before the first side effect on the host, with the id of
+	// the VM that is about to be made, so that the caller has a record of it. An
+	// error ends the request. It is not called for a VM that exists already.
+	Begin func(sandbox.VMID) error
 }
 
 // A Provisioner makes VMs ready for use.
@@ -33,6 +36,7 @@ type Provisioner interface {
 
 // VM is a microVM with the session to its agent.
 type VM struct {
+	ID sandbox.VMID
 	// Agent ends when the VM does.
 	Agent    *agent.Session
 	BootPath sandbox.BootPath

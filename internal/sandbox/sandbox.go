@@ -40,6 +40,17 @@ func ParseID(s string) (ID, error) {
 	return ID(s), nil
 }
 
+// VMID names one microVM and everything that is made for it on the host. It is
+// not the sandbox's id, because a microVM can be made before anybody asks for a
+// sandbox. It is never reused, and has the characters that Firecracker's jailer
+// takes.
+type VMID string
+
+// NewVMID returns a fresh random id, "vm-" and 12 hex digits.
+func NewVMID() VMID {
+	return VMID("vm-" + strings.TrimPrefix(string(NewID()), idPrefix))
+}
+
 // DefaultPack is the language pack of a create request that names none.
 const DefaultPack = "python"
 
@@ -79,13 +90,22 @@ func (s Size) Check() error {
 // BootPath says how a sandbox's microVM came to be.
 type BootPath string
 
-// ColdBoot is a microVM booted from its kernel when it was asked for.
-const ColdBoot BootPath = "cold-boot"
+// The ways of a microVM into being, the fastest last.
+const (
+	// ColdBoot is a microVM booted from its kernel when it was asked for.
+	ColdBoot BootPath = "cold-boot"
+	// Restored is one restored from a template when it was asked for.
+	Restored BootPath = "restore"
+	// Pooled is one that was ready before it was asked for.
+	Pooled BootPath = "pool"
+)
 
 // Sandbox is what emberd tells about one sandbox. It is a value: holding one
 // says nothing about whether the sandbox still exists.
 type Sandbox struct {
-	ID        ID        `json:"id"`
+	ID ID `json:"id"`
+	// VM is its microVM, empty until there is one to clear up after.
+	VM        VMID      `json:"vm,omitempty"`
 	Pack      string    `json:"pack"`
 	Limits    Limits    `json:"limits"`
 	State     State     `json:"state"`
@@ -119,6 +139,8 @@ type ExecResult struct {
 	// ExitCode is the program's status, 128+n when signal n ended it, and -1
 	// when Err is set.
 	ExitCode int
+	// Warm says that the program ran in an interpreter that was started ahead.
+	Warm     bool
 	Duration time.Duration
 	// Err is set when there is no exit code to report: [ErrTextTimedOut], or
 	// why the interpreter could not be started.

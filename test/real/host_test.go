@@ -130,31 +130,14 @@ func (h *host) create(t testing.TB, pack string) string {
 	return id
 }
 
-// vmm is the process id of the VMM of a sandbox, found by its cgroup. The kernel
-// puts threads of its own there as well.
+// vmm is the process id of the VMM of a sandbox.
 func (h *host) vmm(t testing.TB, id string) int {
 	t.Helper()
-	procs, err := filepath.Glob("/sys/fs/cgroup/emberd-*/" + strings.ReplaceAll(id, "_", "-") + "/cgroup.procs")
-	if err != nil || len(procs) != 1 {
-		t.Fatalf("cgroups of %s: %v, %v", id, procs, err)
-	}
-	list, err := os.ReadFile(procs[0])
+	in, err := h.Inspect(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for line := range strings.FieldsSeq(string(list)) {
-		name, err := os.ReadFile("/proc/" + line + "/comm")
-		if err != nil || string(name) != "firecracker\n" {
-			continue
-		}
-		pid, err := strconv.Atoi(line)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return pid
-	}
-	t.Fatalf("no VMM among the processes of %s: %q", id, list)
-	return 0
+	return in.Jail.PID
 }
 
 // lookAt is what the oracle looks at in every test: the host as a whole. The

@@ -34,6 +34,8 @@ type Request struct {
 	//	*Request_Exec
 	//	*Request_WriteFile
 	//	*Request_Dial
+	//	*Request_Warm
+	//	*Request_Arm
 	Op            isRequest_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -112,6 +114,24 @@ func (x *Request) GetDial() *Dial {
 	return nil
 }
 
+func (x *Request) GetWarm() *Warm {
+	if x != nil {
+		if x, ok := x.Op.(*Request_Warm); ok {
+			return x.Warm
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetArm() *Arm {
+	if x != nil {
+		if x, ok := x.Op.(*Request_Arm); ok {
+			return x.Arm
+		}
+	}
+	return nil
+}
+
 type isRequest_Op interface {
 	isRequest_Op()
 }
@@ -132,6 +152,14 @@ type Request_Dial struct {
 	Dial *Dial `protobuf:"bytes,4,opt,name=dial,proto3,oneof"`
 }
 
+type Request_Warm struct {
+	Warm *Warm `protobuf:"bytes,5,opt,name=warm,proto3,oneof"`
+}
+
+type Request_Arm struct {
+	Arm *Arm `protobuf:"bytes,6,opt,name=arm,proto3,oneof"`
+}
+
 func (*Request_Hello) isRequest_Op() {}
 
 func (*Request_Exec) isRequest_Op() {}
@@ -139,6 +167,10 @@ func (*Request_Exec) isRequest_Op() {}
 func (*Request_WriteFile) isRequest_Op() {}
 
 func (*Request_Dial) isRequest_Op() {}
+
+func (*Request_Warm) isRequest_Op() {}
+
+func (*Request_Arm) isRequest_Op() {}
 
 // Hello is the first request on a new connection. The reply is a HelloReply.
 type Hello struct {
@@ -421,7 +453,9 @@ type Exit struct {
 	// Set when the program could not be started; every other field is then 0.
 	StartError string `protobuf:"bytes,4,opt,name=start_error,json=startError,proto3" json:"start_error,omitempty"`
 	// Time from start to exit of the program, in microseconds.
-	DurationUs    uint64 `protobuf:"varint,5,opt,name=duration_us,json=durationUs,proto3" json:"duration_us,omitempty"`
+	DurationUs uint64 `protobuf:"varint,5,opt,name=duration_us,json=durationUs,proto3" json:"duration_us,omitempty"`
+	// True when the program ran in an interpreter that was started ahead.
+	Warm          bool `protobuf:"varint,6,opt,name=warm,proto3" json:"warm,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -491,6 +525,153 @@ func (x *Exit) GetDurationUs() uint64 {
 	return 0
 }
 
+func (x *Exit) GetWarm() bool {
+	if x != nil {
+		return x.Warm
+	}
+	return false
+}
+
+// Warm has the agent start the interpreter ahead of programs, as the pack says
+// how, if it has not. The reply is Done, when a program would find it started,
+// and also where there is nothing to start.
+type Warm struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Warm) Reset() {
+	*x = Warm{}
+	mi := &file_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Warm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Warm) ProtoMessage() {}
+
+func (x *Warm) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Warm.ProtoReflect.Descriptor instead.
+func (*Warm) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{6}
+}
+
+// Arm makes a VM one of its own, different from every other that was restored
+// from the same snapshot. It comes before any program, once after the boot and
+// once after a restore. The reply is Done; on an Error the VM must not be used.
+type Arm struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Bytes for the kernel's random number generator, which is reseeded with them
+	// before anything else is done; 64 to 512.
+	Entropy []byte `protobuf:"bytes,1,opt,name=entropy,proto3" json:"entropy,omitempty"`
+	// The wall clock, in nanoseconds since 1970.
+	ClockUnixNs int64  `protobuf:"varint,2,opt,name=clock_unix_ns,json=clockUnixNs,proto3" json:"clock_unix_ns,omitempty"`
+	Hostname    string `protobuf:"bytes,3,opt,name=hostname,proto3" json:"hostname,omitempty"`
+	// 16 bytes each.
+	MachineId []byte `protobuf:"bytes,4,opt,name=machine_id,json=machineId,proto3" json:"machine_id,omitempty"`
+	BootId    []byte `protobuf:"bytes,5,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// How much may be written to the root filesystem.
+	DiskMib uint32 `protobuf:"varint,6,opt,name=disk_mib,json=diskMib,proto3" json:"disk_mib,omitempty"`
+	// How many processes and threads programs may have together.
+	Pids          uint32 `protobuf:"varint,7,opt,name=pids,proto3" json:"pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Arm) Reset() {
+	*x = Arm{}
+	mi := &file_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Arm) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Arm) ProtoMessage() {}
+
+func (x *Arm) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Arm.ProtoReflect.Descriptor instead.
+func (*Arm) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *Arm) GetEntropy() []byte {
+	if x != nil {
+		return x.Entropy
+	}
+	return nil
+}
+
+func (x *Arm) GetClockUnixNs() int64 {
+	if x != nil {
+		return x.ClockUnixNs
+	}
+	return 0
+}
+
+func (x *Arm) GetHostname() string {
+	if x != nil {
+		return x.Hostname
+	}
+	return ""
+}
+
+func (x *Arm) GetMachineId() []byte {
+	if x != nil {
+		return x.MachineId
+	}
+	return nil
+}
+
+func (x *Arm) GetBootId() []byte {
+	if x != nil {
+		return x.BootId
+	}
+	return nil
+}
+
+func (x *Arm) GetDiskMib() uint32 {
+	if x != nil {
+		return x.DiskMib
+	}
+	return 0
+}
+
+func (x *Arm) GetPids() uint32 {
+	if x != nil {
+		return x.Pids
+	}
+	return 0
+}
+
 // WriteFile creates or replaces a regular file with the data frames that
 // follow. The reply is Done.
 type WriteFile struct {
@@ -503,7 +684,7 @@ type WriteFile struct {
 
 func (x *WriteFile) Reset() {
 	*x = WriteFile{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -515,7 +696,7 @@ func (x *WriteFile) String() string {
 func (*WriteFile) ProtoMessage() {}
 
 func (x *WriteFile) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -528,7 +709,7 @@ func (x *WriteFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFile.ProtoReflect.Descriptor instead.
 func (*WriteFile) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *WriteFile) GetPath() string {
@@ -558,7 +739,7 @@ type Dial struct {
 
 func (x *Dial) Reset() {
 	*x = Dial{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +751,7 @@ func (x *Dial) String() string {
 func (*Dial) ProtoMessage() {}
 
 func (x *Dial) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +764,7 @@ func (x *Dial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dial.ProtoReflect.Descriptor instead.
 func (*Dial) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Dial) GetNetwork() string {
@@ -609,7 +790,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -621,7 +802,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -634,7 +815,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 // Error ends an operation that could not be carried out. It never stands for
@@ -648,7 +829,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -660,7 +841,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -673,7 +854,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Error) GetMessage() string {
@@ -687,13 +868,15 @@ var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x0femberd.agent.v1\"\xd6\x01\n" +
+	"\vagent.proto\x12\x0femberd.agent.v1\"\xad\x02\n" +
 	"\aRequest\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.emberd.agent.v1.HelloH\x00R\x05hello\x12+\n" +
 	"\x04exec\x18\x02 \x01(\v2\x15.emberd.agent.v1.ExecH\x00R\x04exec\x12;\n" +
 	"\n" +
 	"write_file\x18\x03 \x01(\v2\x1a.emberd.agent.v1.WriteFileH\x00R\twriteFile\x12+\n" +
-	"\x04dial\x18\x04 \x01(\v2\x15.emberd.agent.v1.DialH\x00R\x04dialB\x04\n" +
+	"\x04dial\x18\x04 \x01(\v2\x15.emberd.agent.v1.DialH\x00R\x04dial\x12+\n" +
+	"\x04warm\x18\x05 \x01(\v2\x15.emberd.agent.v1.WarmH\x00R\x04warm\x12(\n" +
+	"\x03arm\x18\x06 \x01(\v2\x14.emberd.agent.v1.ArmH\x00R\x03armB\x04\n" +
 	"\x02op\"2\n" +
 	"\x05Hello\x12)\n" +
 	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\"t\n" +
@@ -711,7 +894,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x10\n" +
-	"\x03dir\x18\x03 \x01(\tR\x03dir\"\x91\x01\n" +
+	"\x03dir\x18\x03 \x01(\tR\x03dir\"\xa5\x01\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x1b\n" +
@@ -719,7 +902,18 @@ const file_agent_proto_rawDesc = "" +
 	"\vstart_error\x18\x04 \x01(\tR\n" +
 	"startError\x12\x1f\n" +
 	"\vduration_us\x18\x05 \x01(\x04R\n" +
-	"durationUs\"3\n" +
+	"durationUs\x12\x12\n" +
+	"\x04warm\x18\x06 \x01(\bR\x04warm\"\x06\n" +
+	"\x04Warm\"\xc6\x01\n" +
+	"\x03Arm\x12\x18\n" +
+	"\aentropy\x18\x01 \x01(\fR\aentropy\x12\"\n" +
+	"\rclock_unix_ns\x18\x02 \x01(\x03R\vclockUnixNs\x12\x1a\n" +
+	"\bhostname\x18\x03 \x01(\tR\bhostname\x12\x1d\n" +
+	"\n" +
+	"machine_id\x18\x04 \x01(\fR\tmachineId\x12\x17\n" +
+	"\aboot_id\x18\x05 \x01(\fR\x06bootId\x12\x19\n" +
+	"\bdisk_mib\x18\x06 \x01(\rR\adiskMib\x12\x12\n" +
+	"\x04pids\x18\a \x01(\rR\x04pids\"3\n" +
 	"\tWriteFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\":\n" +
@@ -742,7 +936,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_agent_proto_goTypes = []any{
 	(*Request)(nil),    // 0: emberd.agent.v1.Request
 	(*Hello)(nil),      // 1: emberd.agent.v1.Hello
@@ -750,22 +944,26 @@ var file_agent_proto_goTypes = []any{
 	(*Exec)(nil),       // 3: emberd.agent.v1.Exec
 	(*Command)(nil),    // 4: emberd.agent.v1.Command
 	(*Exit)(nil),       // 5: emberd.agent.v1.Exit
-	(*WriteFile)(nil),  // 6: emberd.agent.v1.WriteFile
-	(*Dial)(nil),       // 7: emberd.agent.v1.Dial
-	(*Done)(nil),       // 8: emberd.agent.v1.Done
-	(*Error)(nil),      // 9: emberd.agent.v1.Error
+	(*Warm)(nil),       // 6: emberd.agent.v1.Warm
+	(*Arm)(nil),        // 7: emberd.agent.v1.Arm
+	(*WriteFile)(nil),  // 8: emberd.agent.v1.WriteFile
+	(*Dial)(nil),       // 9: emberd.agent.v1.Dial
+	(*Done)(nil),       // 10: emberd.agent.v1.Done
+	(*Error)(nil),      // 11: emberd.agent.v1.Error
 }
 var file_agent_proto_depIdxs = []int32{
 	1, // 0: emberd.agent.v1.Request.hello:type_name -> emberd.agent.v1.Hello
 	3, // 1: emberd.agent.v1.Request.exec:type_name -> emberd.agent.v1.Exec
-	6, // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
-	7, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
-	4, // 4: emberd.agent.v1.Exec.command:type_name -> emberd.agent.v1.Command
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	8, // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
+	9, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
+	6, // 4: emberd.agent.v1.Request.warm:type_name -> emberd.agent.v1.Warm
+	7, // 5: emberd.agent.v1.Request.arm:type_name -> emberd.agent.v1.Arm
+	4, // 6: emberd.agent.v1.Exec.command:type_name -> emberd.agent.v1.Command
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -778,6 +976,8 @@ func file_agent_proto_init() {
 		(*Request_Exec)(nil),
 		(*Request_WriteFile)(nil),
 		(*Request_Dial)(nil),
+		(*Request_Warm)(nil),
+		(*Request_Arm)(nil),
 	}
 	file_agent_proto_msgTypes[3].OneofWrappers = []any{
 		(*Exec_Code)(nil),
@@ -789,7 +989,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

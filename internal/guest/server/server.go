@@ -49,6 +49,11 @@ type Config struct {
 	// Reaper starts the programs. Its Run is the caller's to call. When nil the
 	// server makes one for its own children.
 	Reaper *reaper.Reaper
+	// Arm gives the VM an identity of its own. When nil the VM cannot be armed.
+	Arm func(*agentv1.Arm) error
+	// Warm starts the interpreter ahead of programs and returns when it stands.
+	// When nil there is nothing to start.
+	Warm func(context.Context) error
 	// CgroupRoot is the control group, of cgroup v2, under which each program
 	// has its own; empty if there is none.
 	CgroupRoot string
@@ -155,6 +160,21 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 		return s.exec(ctx, stream, w, op.Exec)
 	case *agentv1.Request_WriteFile:
 		return writeFile(stream, w, op.WriteFile)
+	case *agentv1.Request_Warm:
+		if s.cfg.Warm != nil {
+			if err := s.cfg.Warm(ctx); err != nil {
+				return fmt.Errorf("warm up: %w", err)
+			}
+		}
+		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+	case *agentv1.Request_Arm:
+		if s.cfg.Arm == nil {
+			return errors.New("this VM cannot be armed")
+		}
+		if err := s.cfg.Arm(op.Arm); err != nil {
+			return fmt.Errorf("arm: %w", err)
+		}
+		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
 	case *agentv1.Request_Dial:
 		return dial(ctx, stream, w, op.Dial)
 	}

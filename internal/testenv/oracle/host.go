@@ -119,6 +119,20 @@ func (s *Snapshot) takeLinks() error {
 	return nil
 }
 
+// takeLoops lists the loop devices that have a file.
+func (s *Snapshot) takeLoops() error {
+	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	if err != nil {
+		return err
+	}
+	for _, file := range files {
+		if backing, err := os.ReadFile(file); err == nil { // else it was let go since
+			s.items[fmt.Sprintf("loop device %s of %q", strings.Split(file, "/")[3], strings.TrimSpace(string(backing)))] = true
+		}
+	}
+	return nil
+}
+
 // takeSockets lists the Unix sockets that have a name.
 func (s *Snapshot) takeSockets() error {
 	table, err := os.ReadFile("/proc/net/unix")

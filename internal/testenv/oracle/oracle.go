@@ -54,8 +54,9 @@ func Judge(findings []Finding) Verdict {
 // DefaultGrowth is by how many bytes a daemon's memory may grow over a test.
 const DefaultGrowth = 32 << 20
 
-// Config says what to look at beside the host as a whole: its processes,
-// network namespaces, links, mounts, cgroups, Unix sockets and kernel log.
+// Config says what to look at beside the host as a whole: its processes, network
+// namespaces, links, routes, packet filter, mounts, loop devices, cgroups, Unix
+// sockets and kernel log.
 type Config struct {
 	// Process is the daemon, whose descriptors and memory are counted, and whose
 	// goroutines too if it is this process. Zero leaves that out.
@@ -101,6 +102,9 @@ func Take(cfg Config) (*Snapshot, error) {
 		{"processes", s.takeProcesses},
 		{"mounts and cgroups", s.takeMounts},
 		{"links", s.takeLinks},
+		{"routes", s.takeRoutes},
+		{"nftables", s.takeRuleset},
+		{"loop devices", s.takeLoops},
 		{"Unix sockets", s.takeSockets},
 		{"kernel log", s.takeKernelLog},
 		{"files", s.takeDirs},

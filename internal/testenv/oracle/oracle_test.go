@@ -95,6 +95,14 @@ var violations = []struct {
 		must(t, os.Mkdir(dir, 0o700))
 		t.Cleanup(func() { _ = os.Remove(dir) })
 	}},
+	{"link", true, Leak, "link planted", plantNetwork},
+	{"route", true, Leak, "route 192.0.2.0/24", plantNetwork},
+	{"default route", true, Leak, "route invalid IP/0", plantNetwork},
+	{"nftables table", true, Leak, `nftables table of family 2 "planted"`, plantNetwork},
+	{"nftables chain", true, Leak, `nftables chain of family 2 "planted" "chain"`, plantNetwork},
+	{"nftables rule", true, Leak, `nftables rule of family 2 "planted" "chain"`, plantNetwork},
+	{"nftables set", true, Leak, `nftables set of family 2 "planted" "set"`, plantNetwork},
+	{"loop device", true, Leak, "loop device loop", plantLoop},
 	{"content changed", false, Write, "kept/file", func(t *testing.T, s *scene) { write(t, filepath.Join(s.kept, "file"), "other") }},
 	{"mode changed", false, Write, "kept/file", func(t *testing.T, s *scene) { must(t, os.Chmod(filepath.Join(s.kept, "file"), 0o666)) }},
 	{"owner changed", true, Write, "kept/file", func(t *testing.T, s *scene) { must(t, os.Chown(filepath.Join(s.kept, "file"), firstUser, 0)) }},
