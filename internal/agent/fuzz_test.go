@@ -3,14 +3,53 @@ package agent
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"io"
 	"log/slog"
 	"net"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+	"unicode"
 	"unicode/utf8"
+
+	agentv1 "github.com/emberd/emberd/api/agent/v1"
 )
 
+// checkError fails the test if err, which bytes of a guest led to, could not be
+// put into a log as it stands.
+func checkError(t *testing.T, err error) {
+	t.Helper()
+	if text := err.Error(); len(text) > 4*maxText || !utf8.ValidString(text) || strings.ContainsFunc(text, unicode.IsControl) {
+		t.Fatalf("an error of %d bytes: %.200q", len(text), text)
+	}
+}
+
+// outputOf is the output that a stream brings before anything that ends it.
+func outputOf(in []byte) (stdout, stderr []byte) {
+	for len(in) >= 5 {
+		kind, size := agentv1.FrameType(in[0]), binary.BigEndian.Uint32(in[1:])
+		in = in[5:]
+		if size > uint32(len(in)) {
+			break
+		}
+		switch kind {
+		case agentv1.FrameStdout:
+			stdout = append(stdout, in[:size]...)
+		case agentv1.FrameStderr:
+			stderr = append(stderr, in[:size]...)
+		case agentv1.FrameStdinAck:
+		default:
+			return stdout, stderr
+		}
+		in = in[size:]
+	}
+	return stdout, stderr
+}
+
+// Whatever a guest says of a program, there is an exit that can be with all the
+// output before it, or an error and no exit.
 func FuzzExecReplies(f *testing.F) {
 	f.Add([]byte("\x11\x00\x00\x00\x0342\n\x14\x00\x00\x00\x03\x28\xdd\x65"), true)
 	f.Add([]byte("\x13\x00\x00\x00\x04\x00\x00\x00\x01\x14\x00\x00\x00\x00"), false)
@@ -28,13 +67,15 @@ func FuzzExecReplies(f *testing.F) {
 			limited: limited,
 			ack:     feed.ack,
 		}.read(t.Context(), stream)
-		if stdout.Len()+stderr.Len() > len(in) {
-			t.Fatal("more output than was sent")
-		}
 		if feed.sent < 0 || feed.sent > given {
 			t.Fatalf("%d bytes of input are on their way", feed.sent)
 		}
+		wantOut, wantErr := outputOf(in)
+		if !bytes.HasPrefix(wantOut, stdout.Bytes()) || !bytes.HasPrefix(wantErr, stderr.Bytes()) {
+			t.Fatalf("output %q and %q, want no more than %q and %q", stdout.Bytes(), stderr.Bytes(), wantOut, wantErr)
+		}
 		if err != nil {
+			checkError(t, err)
 			if exit != (Exit{}) {
 				t.Fatalf("an error came with %+v", exit)
 			}
@@ -42,6 +83,9 @@ func FuzzExecReplies(f *testing.F) {
 		}
 		if stream.Len() > 0 {
 			t.Fatalf("%d bytes follow the exit", stream.Len())
+		}
+		if stdout.Len() < len(wantOut) || stderr.Len() < len(wantErr) {
+			t.Fatalf("output %q and %q, want %q and %q", stdout.Bytes(), stderr.Bytes(), wantOut, wantErr)
 		}
 		started := exit.StartError == ""
 		switch {
@@ -59,42 +103,85 @@ func FuzzExecReplies(f *testing.F) {
 func FuzzHello(f *testing.F) {
 	f.Add([]byte("\x10\x00\x00\x00\x0d\x08\x01\x12\x02v1\x1a\x05sh -c"))
 	f.Add([]byte("\x10\x00\x00\x00\x02\x08\x02"))
+	f.Add([]byte("\x16\x00\x00\x00\x05\x0a\x03a\x1b\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		reply, err := readHello(bytes.NewReader(in))
+		stream := bytes.NewReader(in)
+		reply, err := readHello(stream)
 		if (reply == nil) == (err == nil) {
 			t.Fatalf("reply %v with error %v", reply, err)
 		}
-		if err == nil && (reply.GetProtocolVersion() != 1 || len(reply.GetBuildId()) > maxBuildID || len(reply.GetInterpreter()) > maxInterpreter) {
+		if err != nil {
+			checkError(t, err)
+			return
+		}
+		if reply.GetProtocolVersion() != 1 || len(reply.GetBuildId()) > maxBuildID || len(reply.GetInterpreter()) > maxInterpreter {
 			t.Fatalf("accepted %v", reply)
 		}
+		checkTaken(t, in, stream)
 	})
+}
+
+// checkTaken fails the test if anything but the first frame of in was read.
+func checkTaken(t *testing.T, in []byte, stream *bytes.Reader) {
+	t.Helper()
+	if taken := len(in) - stream.Len(); taken < 5 || taken != 5+int(binary.BigEndian.Uint32(in[1:])) {
+		t.Fatalf("%d bytes of %q were taken for one frame", taken, in)
+	}
 }
 
 func FuzzDone(f *testing.F) {
 	f.Add([]byte("\x15\x00\x00\x00\x00"))
+	f.Add([]byte("\x15\x00\x00\x00\x00\x20\x00\x00\x00\x01a"))
 	f.Add([]byte("\x16\x00\x00\x00\x03\x0a\x01x"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		if readDone(bytes.NewReader(in)) == nil && (len(in) < 5 || in[0] != 0x15) {
+		stream := bytes.NewReader(in)
+		if err := readDone(stream); err != nil {
+			checkError(t, err)
+			return
+		}
+		if in[0] != 0x15 {
 			t.Fatalf("%q says done", in)
 		}
+		checkTaken(t, in, stream)
 	})
 }
 
 // said is a connection to a guest that says its piece and then goes.
-type said struct{ io.Reader }
+type said struct {
+	io.Reader
+	closed *atomic.Bool
+}
 
 func (said) Write(p []byte) (int, error)      { return len(p), nil }
-func (said) Close() error                     { return nil }
+func (c said) Close() error                   { c.closed.Store(true); return nil }
 func (said) LocalAddr() net.Addr              { return &net.UnixAddr{} }
 func (said) RemoteAddr() net.Addr             { return &net.UnixAddr{} }
 func (said) SetDeadline(time.Time) error      { return nil }
 func (said) SetReadDeadline(time.Time) error  { return nil }
 func (said) SetWriteDeadline(time.Time) error { return nil }
 
-// The fence's verdict does not depend on how the bytes arrive.
+// allowed tells whether docs/PROTOCOL.md lets a guest send these bytes to yamux.
+func allowed(in []byte) bool {
+	const data, goAway, syn = 0, 3, 1
+	for len(in) >= 12 {
+		version, kind, flags, size := in[0], in[1], in[3], binary.BigEndian.Uint32(in[8:])
+		in = in[12:]
+		if version != 0 || kind > goAway || flags&syn != 0 || kind == data && size > 256<<10 {
+			return false
+		}
+		if kind == data {
+			in = in[min(int(size), len(in)):]
+		}
+	}
+	return true
+}
+
+// The fence lets through what is allowed and nothing else, however the bytes
+// arrive.
 func FuzzFence(f *testing.F) {
 	f.Add([]byte("\x00\x01\x00\x02\x00\x00\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x01\x00\x00\x00\x04data"), 5)
 	f.Add([]byte("\x00\x02\x00\x01\x00\x00\x00\x00\x00\x00\x00\x00"), 3)
+	f.Add([]byte("\x00\x00\x00\x00\x00\x00\x00\x01\x00\x04\x00\x01"), 12)
 	f.Fuzz(func(t *testing.T, in []byte, chunk int) {
 		if chunk < 1 {
 			return
@@ -107,8 +194,8 @@ func FuzzFence(f *testing.F) {
 			parts = split.check(rest[:n])
 			rest = rest[n:]
 		}
-		if (whole == nil) != (parts == nil) {
-			t.Fatalf("at once: %v; in pieces of %d: %v", whole, chunk, parts)
+		if want := allowed(in); (whole == nil) != want || (parts == nil) != want {
+			t.Fatalf("at once: %v; in pieces of %d: %v; allowed: %v", whole, chunk, parts, want)
 		}
 	})
 }
@@ -121,12 +208,19 @@ func FuzzOpen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		s, err := Open(ctx, said{bytes.NewReader(in)}, slog.New(slog.DiscardHandler))
+		conn := said{bytes.NewReader(in), new(atomic.Bool)}
+		s, err := Open(ctx, conn, slog.New(slog.DiscardHandler))
 		if ctx.Err() != nil {
 			t.Fatal("it hung")
 		}
 		if err == nil {
-			_ = s.Close()
+			err = s.Close()
+		} else {
+			checkError(t, err)
+			err = nil
+		}
+		if err != nil || !conn.closed.Load() {
+			t.Fatalf("the connection is not closed: %v", err)
 		}
 	})
 }
