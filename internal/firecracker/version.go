@@ -2,21 +2,46 @@ package firecracker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
+	"time"
 
 	"github.com/emberd/emberd/internal/x/command"
 )
 
-// The releases that emberd works with: minor versions of 1.x. Firecracker 1.16.0
-// is not among them: after a snapshot is restored its vsock may stay dead.
+// The releases that emberd works with: minor versions of 1.x.
 const (
 	minMinor = 12
 	maxMinor = 16
-	badMinor = 16
-	badPatch = 0
 )
+
+// release is a release of Firecracker: major, minor, patch.
+type release [3]int
+
+func (r release) String() string { return fmt.Sprintf("%d.%d.%d", r[0], r[1], r[2]) }
+
+// refused are the releases from first on, up to but not including fixed, that no
+// guest is run on.
+var refused = []struct {
+	first, fixed release
+	why          string
+}{
+	{release{1, 13, 0}, release{1, 14, 4}, "in which a guest can write outside a device's memory (CVE-2026-5747)"},
+	{release{1, 15, 0}, release{1, 15, 1}, "in which a guest can write outside a device's memory (CVE-2026-5747)"},
+	{release{1, 16, 0}, release{1, 16, 1}, "whose vsock can stay dead after a restore"},
+}
+
+// remedy is what to do about executables that cannot be used.
+const remedy = "`emberctl setup` installs Firecracker, with --firecracker DIR the release in a directory"
+
+// patience is how long an executable has to say its version. It takes
+// milliseconds, and a daemon that waits for ever says nothing.
+const patience = 10 * time.Second
+
+var errNoVersion = errors.New("it does not say its version")
 
 var versionLine = regexp.MustCompile(`^(?:Firecracker|Jailer) v(\d+)\.(\d+)\.(\d+)`)
 
@@ -33,38 +58,47 @@ func CheckVersions(ctx context.Context, firecracker, jailer string) (string, err
 		return "", err
 	}
 	if vmm != jail {
-		return "", fmt.Errorf("firecracker is version %s and its jailer %s; they have to be of one release", vmm, jail)
+		return "", fmt.Errorf("firecracker is version %s and its jailer %s, which have to be of one release; %s", vmm, jail, remedy)
 	}
 	return vmm, nil
 }
 
 func version(ctx context.Context, path string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errNoVersion)
+	defer cancel()
 	out, err := command.Run(ctx, path, "--version")
 	if err != nil {
-		return "", fmt.Errorf("%w; `emberctl setup` installs it", err)
+		return "", fmt.Errorf("%w; %s", err, remedy)
 	}
-	return parseVersion(path, out)
+	v, err := parseVersion(out)
+	if err != nil {
+		return "", fmt.Errorf("%s %w; %s", path, err, remedy)
+	}
+	return v.String(), nil
 }
 
-func parseVersion(path string, out []byte) (string, error) {
+// parseVersion reads what an executable says its version is. The error of one
+// that is not to be used says what is wrong with the executable.
+func parseVersion(out []byte) (release, error) {
 	m := versionLine.FindSubmatch(out)
 	if m == nil {
-		return "", fmt.Errorf("%s --version prints no version of Firecracker or its jailer", path)
+		return release{}, errors.New("--version prints no version of Firecracker or its jailer")
 	}
-	var n [3]int
-	for i := range n {
-		v, err := strconv.Atoi(string(m[i+1]))
+	var r release
+	for i := range r {
+		n, err := strconv.Atoi(string(m[i+1]))
 		if err != nil {
-			return "", fmt.Errorf("%s --version: %w", path, err)
+			return release{}, fmt.Errorf("--version: %w", err)
 		}
-		n[i] = v
+		r[i] = n
 	}
-	v := fmt.Sprintf("%d.%d.%d", n[0], n[1], n[2])
-	switch {
-	case n[0] != 1 || n[1] < minMinor || n[1] > maxMinor:
-		return "", fmt.Errorf("%s is version %s; emberd works with 1.%d to 1.%d", path, v, minMinor, maxMinor)
-	case n[1] == badMinor && n[2] == badPatch:
-		return "", fmt.Errorf("%s is version %s, whose vsock can die after a restore; use 1.16.1", path, v)
+	if r[0] != 1 || r[1] < minMinor || r[1] > maxMinor {
+		return release{}, fmt.Errorf("is version %v; emberd works with 1.%d to 1.%d", r, minMinor, maxMinor)
 	}
-	return v, nil
+	for _, bad := range refused {
+		if slices.Compare(r[:], bad.first[:]) >= 0 && slices.Compare(r[:], bad.fixed[:]) < 0 {
+			return release{}, fmt.Errorf("is version %v, %s; use %v", r, bad.why, bad.fixed)
+		}
+	}
+	return r, nil
 }

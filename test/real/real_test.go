@@ -15,8 +15,10 @@ import (
 )
 
 // As PID 1 of a microVM, this test binary is a guest in which no agent ever
-// answers, or one of those of [runGuest].
+// answers, or one of those of [runGuest]. It is also the executable of
+// [TestVersionsAreChecked].
 func TestMain(m *testing.M) {
+	runStub()
 	if os.Getpid() == 1 {
 		if cmdline := kernelCommandLine(); isGuest(cmdline) {
 			runGuest()
