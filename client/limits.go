@@ -31,6 +31,12 @@ type Limits struct {
 // CreateOption says more about the sandbox that [Client.Create] makes.
 type CreateOption func(*rest.CreateRequest)
 
+// WithBootPath insists on a sandbox whose microVM comes to be in one way:
+// "cold-boot", "restore" or "pool". Where that is not to be had, there is none.
+func WithBootPath(path string) CreateOption {
+	return func(r *rest.CreateRequest) { r.BootPath = path }
+}
+
 // WithLimits asks for a sandbox that may use as much as l says.
 func WithLimits(l Limits) CreateOption {
 	return func(r *rest.CreateRequest) {

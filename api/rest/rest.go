@@ -23,6 +23,7 @@ const (
 type CreateRequest struct {
 	LanguagePack string `json:"language_pack,omitempty" default:"python" example:"python" doc:"The language pack to boot: its root filesystem and interpreter."`
 	Limits
+	BootPath string `json:"boot_path,omitempty" enum:"cold-boot,restore,pool" example:"cold-boot" doc:"The one way that the microVM may come to be. Where none is to be had that way, the answer is 503. Absent asks for the fastest there is."`
 }
 
 // CreateResponse names the sandbox that was made.
@@ -78,7 +79,7 @@ type ExecResult struct {
 type Info struct {
 	GuestRAMMiB int      `json:"guest_ram_mib" example:"256" doc:"Memory of each sandbox's microVM in MiB."`
 	GuestVCPUs  int      `json:"guest_vcpus" example:"1" doc:"Virtual CPUs of each sandbox's microVM."`
-	BootPath    string   `json:"boot_path" enum:"cold-boot" example:"cold-boot" doc:"How microVMs come to be."`
+	BootPath    string   `json:"boot_path" enum:"cold-boot,restore,pool" example:"pool" doc:"The fastest way for microVMs to come to be. Each sandbox says which one its own took."`
 	Packs       []string `json:"packs" nullable:"false" example:"[\"python\",\"shell\"]" doc:"The language packs that can be asked for."`
 	WorkDir     string   `json:"work_dir" example:"/var/lib/emberd" doc:"Where the daemon keeps its data."`
 	KVM         string   `json:"kvm" enum:"hardware,emulated" example:"hardware" doc:"Whether microVMs run on the processor's virtualisation or on an emulation of it. An emulation is no security boundary."`

@@ -10,6 +10,19 @@ import (
 	"github.com/emberd/emberd/client"
 )
 
+// wish is what is asked of a new sandbox.
+type wish struct {
+	pack, bootPath string
+	limits         client.Limits
+}
+
+// flags adds a flag for each part of the wish.
+func (w *wish) flags(a *app, cmd *cobra.Command) {
+	a.packFlag(cmd, &w.pack)
+	limitFlags(cmd, &w.limits)
+	cmd.Flags().StringVar(&w.bootPath, "boot-path", "", "insist on this way to a microVM: cold-boot, restore or pool")
+}
+
 // limitFlags adds the flags for what a new sandbox may use.
 func limitFlags(cmd *cobra.Command, l *client.Limits) {
 	f := cmd.Flags()

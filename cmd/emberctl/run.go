@@ -30,8 +30,7 @@ Exit status:
 
 func newRunCmd(a *app) *cobra.Command {
 	var src source
-	var pack string
-	var limits client.Limits
+	var want wish
 	cmd := &cobra.Command{
 		Use:   "run [flags] CODE|-",
 		Short: "Run a program in a sandbox of its own",
@@ -50,13 +49,12 @@ the sandbox, whatever happens. With - the code is read from standard input.
 			if err != nil {
 				return err
 			}
-			return a.runOnce(cmd.Context(), pack, limits, prog)
+			return a.runOnce(cmd.Context(), want, prog)
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	src.flags(cmd)
-	a.packFlag(cmd, &pack)
-	limitFlags(cmd, &limits)
+	want.flags(a, cmd)
 	return cmd
 }
 
@@ -101,10 +99,10 @@ files is there for the next one.
 
 // runOnce runs prog in a sandbox that it creates, and deletes that sandbox also
 // when it is interrupted.
-func (a *app) runOnce(ctx context.Context, pack string, limits client.Limits, prog client.Program) error {
+func (a *app) runOnce(ctx context.Context, want wish, prog client.Program) error {
 	show, stop := a.progress()
 	defer stop()
-	id, err := a.create(ctx, show, pack, limits)
+	id, err := a.create(ctx, show, want)
 	if err != nil {
 		return &exitError{exitEmberd, err}
 	}
@@ -126,10 +124,10 @@ func (a *app) runOnce(ctx context.Context, pack string, limits client.Limits, pr
 
 // create creates a sandbox. Interrupted, it takes until emberd has said that
 // there is none; show tells why.
-func (a *app) create(ctx context.Context, show progress.Func, pack string, limits client.Limits) (string, error) {
+func (a *app) create(ctx context.Context, show progress.Func, want wish) (string, error) {
 	show.Step("creating a sandbox")
 	defer context.AfterFunc(ctx, func() { show.Step("interrupted; undoing what was begun") })()
-	return a.client().Create(ctx, pack, client.WithLimits(limits))
+	return a.client().Create(ctx, want.pack, client.WithLimits(want.limits), client.WithBootPath(want.bootPath))
 }
 
 func (a *app) exec(ctx context.Context, show progress.Func, id string, prog client.Program) (client.Result, error) {

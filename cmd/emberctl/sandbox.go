@@ -10,12 +10,10 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/emberd/emberd/api/rest"
-	"github.com/emberd/emberd/client"
 )
 
 func newCreateCmd(a *app) *cobra.Command {
-	var pack string
-	var limits client.Limits
+	var want wish
 	cmd := &cobra.Command{
 		Use:   "create",
 		Short: "Create a sandbox and print its id",
@@ -31,7 +29,7 @@ for its idle timeout; emberctl ls shows when that will be.`,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show, stop := a.progress()
 			defer stop()
-			id, err := a.create(cmd.Context(), show, pack, limits)
+			id, err := a.create(cmd.Context(), show, want)
 			stop()
 			if err != nil {
 				return err
@@ -43,8 +41,7 @@ for its idle timeout; emberctl ls shows when that will be.`,
 			return err
 		},
 	}
-	a.packFlag(cmd, &pack)
-	limitFlags(cmd, &limits)
+	want.flags(a, cmd)
 	return cmd
 }
 

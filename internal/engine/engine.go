@@ -213,7 +213,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 
 	sb, _ := en.snapshot()
 	began := e.cfg.Now()
-	if err := e.bringUp(ctx, en, p); err != nil {
+	if err := e.bringUp(ctx, en, p, spec.BootPath); err != nil {
 		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.takeDown(ctx, en, failed)))
 	}
 	e.lookAgain()
@@ -256,13 +256,13 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.Cance
 
 // bringUp does what makes a reserved sandbox run. On error the caller takes it
 // down.
-func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack) error {
+func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandbox.BootPath) error {
 	sb, _ := en.snapshot()
 	if err := e.cfg.Faults.Hit(FaultProvide); err != nil {
 		return err
 	}
 	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{
-		Pack: p, Limits: sb.Limits,
+		Pack: p, Limits: sb.Limits, BootPath: path,
 		Begin: func(id sandbox.VMID) error {
 			planned := sb
 			planned.VM = id

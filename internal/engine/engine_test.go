@@ -205,6 +205,22 @@ func TestUnknownPackStartsNothing(t *testing.T) {
 	f.checkEmpty()
 }
 
+func TestBootPath(t *testing.T) {
+	f := newFixture(t)
+	if sb, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell", BootPath: sandbox.ColdBoot}); err != nil || sb.BootPath != sandbox.ColdBoot {
+		t.Errorf("cold boot: %+v, %v", sb, err)
+	}
+	for _, path := range []sandbox.BootPath{sandbox.Restored, sandbox.Pooled} {
+		_, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell", BootPath: path})
+		if code, msg := sandbox.Public(err); code != sandbox.CodeCapacity || !strings.Contains(msg, string(path)) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
+	if n := len(f.launcher.Running()); n != 1 {
+		t.Errorf("%d VMMs run", n)
+	}
+}
+
 func TestNoPackMeansPython(t *testing.T) {
 	f := newFixture(t)
 	if sb, err := f.Create(t.Context(), sandbox.Spec{}); err != nil || sb.Pack != "python" {

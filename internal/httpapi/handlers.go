@@ -131,7 +131,11 @@ func decodeCreate(body []byte) (sandbox.Spec, error) {
 		req.LanguagePack = sandbox.DefaultPack
 	}
 	l, err := limits(req.Limits)
-	return sandbox.Spec{Pack: req.LanguagePack, Limits: l}, err
+	if err != nil {
+		return sandbox.Spec{}, err
+	}
+	path, err := sandbox.ParseBootPath(req.BootPath)
+	return sandbox.Spec{Pack: req.LanguagePack, Limits: l, BootPath: path}, err
 }
 
 // maxTimeoutMS is the longest time limit that a [time.Duration] can hold.

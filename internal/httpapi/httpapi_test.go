@@ -49,6 +49,8 @@ func TestAnswers(t *testing.T) {
 		{name: "create, white space", method: "POST", path: "/sandboxes", body: " \n", status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
 		{name: "create, no field", method: "POST", path: "/sandboxes", body: `{}`, status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
 		{name: "create, null field", method: "POST", path: "/sandboxes", body: `{"language_pack":null}`, status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
+		{name: "create, boot path", method: "POST", path: "/sandboxes", body: `{"boot_path":"restore"}`, status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
+		{name: "create, no such boot path", method: "POST", path: "/sandboxes", body: `{"boot_path":"warm"}`, status: 400, want: `{"error":"boot_path is \"warm\"; it can be \"cold-boot\", \"restore\" or \"pool\"","code":"invalid_request"}`},
 		{name: "create, not JSON", method: "POST", path: "/sandboxes", body: `language_pack=python`, status: 400, want: invalid},
 		{name: "create, cut JSON", method: "POST", path: "/sandboxes", body: `{"language_pack":"py`, status: 400, want: invalid},
 		{name: "create, trailing garbage", method: "POST", path: "/sandboxes", body: `{}{}`, status: 400, want: invalid},

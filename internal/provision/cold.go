@@ -70,6 +70,9 @@ func (c *Cold) Retried() int64 { return c.retried.Load() }
 // Provision boots a VM. Waiting for a turn to boot is bounded by ctx alone; the
 // boot itself also by the configured timeout.
 func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
+	if req.BootPath != "" && req.BootPath != sandbox.ColdBoot {
+		return nil, sandbox.NoBootPath(req.BootPath, "this emberd boots every microVM from its kernel")
+	}
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()

@@ -21,6 +21,8 @@ import (
 type Request struct {
 	Pack   pack.Pack
 	Limits sandbox.Limits
+	// BootPath, if it is set, is the one way that will do.
+	BootPath sandbox.BootPath
 	// Begin is called before the first side effect on the host, with the id of
 	// the VM that is about to be made, so that the caller has a record of it. An
 	// error ends the request. It is not called for a VM that exists already.
@@ -30,7 +32,8 @@ type Request struct {
 // A Provisioner makes VMs ready for use.
 type Provisioner interface {
 	// Provision returns a VM whose agent has answered. On error, and when ctx
-	// ends first, nothing is left of it. The caller kills the VM.
+	// ends first, nothing is left of it. One that insists on a boot path which is
+	// not to be had is answered with [sandbox.NoBootPath]. The caller kills the VM.
 	Provision(ctx context.Context, req Request) (*VM, error)
 }
 

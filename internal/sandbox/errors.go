@@ -82,6 +82,12 @@ func OverCapacity(format string, args ...any) *Error {
 	return &Error{Code: CodeCapacity, Message: fmt.Sprintf(format, args...)}
 }
 
+// NoBootPath is [ErrCapacity] for a request that insists on path, and why there
+// is no microVM to be had that way.
+func NoBootPath(path BootPath, why string) *Error {
+	return OverCapacity("boot_path is %q, but %s", path, why)
+}
+
 // UnknownPack is [ErrUnknownPack] for the pack called name.
 func UnknownPack(name string) *Error {
 	return &Error{Code: CodeUnknownPack, Message: fmt.Sprintf("%s: %q", ErrUnknownPack.Message, name)}

@@ -59,6 +59,9 @@ type Spec struct {
 	// Pack is the language pack; empty means [DefaultPack].
 	Pack   string
 	Limits Limits
+	// BootPath is the one way that the microVM may come to be; empty means the
+	// fastest there is.
+	BootPath BootPath
 }
 
 // Size is what a microVM is given.
@@ -99,6 +102,15 @@ const (
 	// Pooled is one that was ready before it was asked for.
 	Pooled BootPath = "pool"
 )
+
+// ParseBootPath accepts the name of a boot path, and none.
+func ParseBootPath(s string) (BootPath, error) {
+	switch path := BootPath(s); path {
+	case "", ColdBoot, Restored, Pooled:
+		return path, nil
+	}
+	return "", Invalid("boot_path is %q; it can be %q, %q or %q", s, ColdBoot, Restored, Pooled)
+}
 
 // Sandbox is what emberd tells about one sandbox. It is a value: holding one
 // says nothing about whether the sandbox still exists.
