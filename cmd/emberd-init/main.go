@@ -16,6 +16,7 @@ import (
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
 	"github.com/emberd/emberd/internal/guest/boot"
+	"github.com/emberd/emberd/internal/guest/identity"
 	"github.com/emberd/emberd/internal/guest/machine"
 	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/reaper"
@@ -76,16 +77,17 @@ func run(interpreter string) error {
 	reaping.Go(func() { dead.Run(ctx) })
 	defer reaping.Wait()
 	defer cancel()
-	agent := server.New(server.Config{
+	cfg := server.Config{
 		Interpreter: interpreter,
 		BuildID:     version.Version,
 		Reaper:      dead,
 		CgroupRoot:  boot.ProgramsCgroup,
-	})
-
-	if params.Role == roleMachine {
-		return runMachine(ctx, agent)
 	}
+	if params.Role == roleMachine {
+		return runMachine(ctx, server.New(cfg))
+	}
+	cfg.Arm = identity.New().Take
+	agent := server.New(cfg)
 	l, err := vsock.Listen(agentv1.Port)
 	if err != nil {
 		return err

@@ -29,7 +29,7 @@ var rank = map[string]int{
 
 	// Inside the guest the same numbers mean the same thing.
 	"internal/guest/boot": 3, "internal/guest/reaper": 3,
-	"internal/guest/proc": 4, "internal/guest/server": 5, "internal/guest/machine": 6,
+	"internal/guest/identity": 4, "internal/guest/proc": 4, "internal/guest/server": 5, "internal/guest/machine": 6,
 	"internal/agent/agenttest":    6, // runs the real guest in the test process
 	"internal/firecracker/fctest": 7,
 }

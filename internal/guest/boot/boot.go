@@ -113,8 +113,13 @@ func settle(p Params) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("set limit of open files: %w", err)
 	}
-	if err := groupPrograms(p.PIDs); err != nil {
+	if err := groupPrograms(); err != nil {
 		return fmt.Errorf("control group of programs: %w", err)
+	}
+	if p.PIDs > 0 {
+		if err := LimitProcesses(p.PIDs); err != nil {
+			return fmt.Errorf("limit processes: %w", err)
+		}
 	}
 	return loopbackUp()
 }

@@ -21,18 +21,17 @@ const ProgramsCgroup = cgroupRoot + "/programs"
 // those of programs: the kernel's own and the agent's.
 const reservedPIDs = 256
 
-// groupPrograms makes the control group of programs, which bounds their
-// processes unless pids is zero.
-func groupPrograms(pids int) error {
+// groupPrograms makes the control group of programs.
+func groupPrograms() error {
 	if err := writeKernel(filepath.Join(cgroupRoot, "cgroup.subtree_control"), "+cpu +pids"); err != nil {
 		return err
 	}
-	if err := os.Mkdir(ProgramsCgroup, 0o755); err != nil { //nolint:gosec // for all to see
-		return err
-	}
-	if pids == 0 {
-		return nil
-	}
+	return os.Mkdir(ProgramsCgroup, 0o755) //nolint:gosec // for all to see
+}
+
+// LimitProcesses bounds how many processes and threads programs may have
+// together.
+func LimitProcesses(pids int) error {
 	if err := writeKernel(filepath.Join(ProgramsCgroup, "pids.max"), strconv.Itoa(pids)); err != nil {
 		return err
 	}
@@ -47,7 +46,10 @@ func groupPrograms(pids int) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", threadsMax, err)
 	}
-	return writeKernel(threadsMax, strconv.Itoa(max(all, pids+reservedPIDs)))
+	if all >= pids+reservedPIDs {
+		return nil
+	}
+	return writeKernel(threadsMax, strconv.Itoa(pids+reservedPIDs))
 }
 
 // writeKernel writes a file of the kernel's: in one write, and never creating

@@ -74,6 +74,14 @@ var links = map[string]string{
 	"/dev/stderr": "/proc/self/fd/2",
 }
 
+// LimitFiles changes how much may be written to files. It cannot become less
+// than there is.
+func LimitFiles(diskMiB int) error {
+	// One filesystem takes all files, and can be reached only where a part of it
+	// is mounted. The mount itself keeps its flags.
+	return unix.Mount("", "/run", "", unix.MS_REMOUNT|noDev, fmt.Sprintf("size=%dm", diskMiB))
+}
+
 // mountAll mounts each of mounts, making its mount point first.
 func mountAll(mounts []mount) error {
 	for _, m := range mounts {

@@ -49,7 +49,9 @@ type Config struct {
 	// Reaper starts the programs. Its Run is the caller's to call. When nil the
 	// server makes one for its own children.
 	Reaper *reaper.Reaper
-	// Arm gives the VM an identity of its own. When nil the VM cannot be armed.
+	// Arm gives the VM an identity of its own. It is called while no operation
+	// of a program's runs, and once it has failed, none will. When nil the VM
+	// cannot be armed.
 	Arm func(*agentv1.Arm) error
 	// Warm starts the interpreter ahead of programs and returns when it stands.
 	// When nil there is nothing to start.
@@ -64,6 +66,7 @@ type Config struct {
 type Server struct {
 	cfg   Config
 	procs *proc.Runner
+	gate  gate
 }
 
 // New returns a server.
@@ -156,29 +159,44 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 			BuildId:         s.cfg.BuildID,
 			Interpreter:     s.cfg.Interpreter,
 		})
+	case *agentv1.Request_Warm:
+		if err := s.warm(ctx); err != nil {
+			return fmt.Errorf("warm up: %w", err)
+		}
+		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+	case *agentv1.Request_Arm:
+		if err := s.arm(op.Arm); err != nil {
+			return fmt.Errorf("arm: %w", err)
+		}
+		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+	}
+	if err := s.gate.enter(); err != nil {
+		return err
+	}
+	defer s.gate.leave()
+	switch op := req.GetOp().(type) {
 	case *agentv1.Request_Exec:
 		return s.exec(ctx, stream, w, op.Exec)
 	case *agentv1.Request_WriteFile:
 		return writeFile(stream, w, op.WriteFile)
-	case *agentv1.Request_Warm:
-		if s.cfg.Warm != nil {
-			if err := s.cfg.Warm(ctx); err != nil {
-				return fmt.Errorf("warm up: %w", err)
-			}
-		}
-		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
-	case *agentv1.Request_Arm:
-		if s.cfg.Arm == nil {
-			return errors.New("this VM cannot be armed")
-		}
-		if err := s.cfg.Arm(op.Arm); err != nil {
-			return fmt.Errorf("arm: %w", err)
-		}
-		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
 	case *agentv1.Request_Dial:
 		return dial(ctx, stream, w, op.Dial)
 	}
 	return errors.New("unknown operation")
+}
+
+func (s *Server) warm(ctx context.Context) error {
+	if s.cfg.Warm == nil {
+		return nil
+	}
+	return s.cfg.Warm(ctx)
+}
+
+func (s *Server) arm(id *agentv1.Arm) error {
+	if s.cfg.Arm == nil {
+		return errors.New("this VM cannot be armed")
+	}
+	return s.gate.arm(func() error { return s.cfg.Arm(id) })
 }
 
 func readRequest(stream net.Conn) (*agentv1.Request, error) {
