@@ -98,7 +98,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		Info:  func() rest.Info { return info },
 		Ready: d.engine.Ready,
 	})
-	if d.listeners, err = listen(cfg); err != nil {
+	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err
 	}
 	d.release.Add("listeners", func(context.Context) error { return d.listeners.Close() })

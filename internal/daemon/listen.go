@@ -9,10 +9,14 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/apikey"
@@ -23,6 +27,10 @@ import (
 // are counted apart, so that whoever uses up the others does not lock out this
 // host's administrator.
 const maxConns = 4096
+
+// sendBuffer is how much of an answer may be on its way to a client of TCP. The
+// kernel doubles it, for what it needs itself.
+const sendBuffer = 128 << 10
 
 // listeners is where the API is served: over TCP, on a Unix socket, or both.
 type listeners struct {
@@ -39,7 +47,7 @@ type listener struct {
 
 // listen opens the listeners that cfg names. TCP that other hosts can reach is
 // refused without keys and TLS, unless cfg says that this is wanted.
-func listen(cfg Config) (_ *listeners, err error) {
+func listen(ctx context.Context, cfg Config) (_ *listeners, err error) {
 	keys, err := apikey.Open(cfg.DataDir.Keys(), cfg.Log)
 	if err != nil {
 		return nil, err
@@ -54,7 +62,7 @@ func listen(cfg Config) (_ *listeners, err error) {
 		return nil, errors.New("nothing to listen on: neither an address nor a socket is given")
 	}
 	if cfg.Listen != "" {
-		if err := l.listenTCP(cfg); err != nil {
+		if err := l.listenTCP(ctx, cfg); err != nil {
 			return nil, err
 		}
 	}
@@ -68,12 +76,12 @@ func listen(cfg Config) (_ *listeners, err error) {
 	return l, nil
 }
 
-func (l *listeners) listenTCP(cfg Config) error {
+func (l *listeners) listenTCP(ctx context.Context, cfg Config) error {
 	cert, err := loadCertificate(cfg.TLS, cfg.Log)
 	if err != nil {
 		return err
 	}
-	tcp, err := net.Listen("tcp", cfg.Listen)
+	tcp, err := (&net.ListenConfig{Control: boundSend}).Listen(ctx, "tcp", cfg.Listen)
 	if err != nil {
 		return err
 	}
@@ -97,6 +105,18 @@ func (l *listeners) listenTCP(cfg Config) error {
 	}
 	l.all = append(l.all, at)
 	return nil
+}
+
+// boundSend bounds what the kernel keeps of answers that a client does not read;
+// connections have it of their listener. Left to itself the kernel takes in
+// megabytes for each, and every client that comes to read nothing is served
+// those at full speed.
+func boundSend(_, _ string, conn syscall.RawConn) error {
+	var err error
+	closed := conn.Control(func(fd uintptr) {
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF, sendBuffer))
+	})
+	return errors.Join(closed, err)
 }
 
 // hosts returns the Host headers that clients of addr may send: its own names

@@ -380,3 +380,35 @@ func serialOf(t *testing.T, addr string) int64 {
 	}
 	return conn.ConnectionState().PeerCertificates[0].SerialNumber.Int64()
 }
+
+// TestAnswersThatNobodyReads checks how much the kernel takes in of an answer
+// whose client reads none of it.
+func TestAnswersThatNobodyReads(t *testing.T) {
+	l, err := listen(t.Context(), fakeConfig(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	client, err := net.Dial("tcp", l.addrs()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = client.Close() }()
+	conn, err := l.all[0].Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	taken := 0
+	for piece := make([]byte, 64<<10); err == nil; {
+		if err = conn.SetWriteDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		var n int
+		n, err = conn.Write(piece)
+		taken += n
+	}
+	if taken > 1<<20 {
+		t.Errorf("%d KiB were taken", taken>>10)
+	}
+}

@@ -21,6 +21,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,8 +57,12 @@ const dirEnv = "EMBERD_TEST_DAEMON"
 
 func TestMain(m *testing.M) {
 	fctest.Main()
-	if dir := os.Getenv(dirEnv); dir != "" {
-		if err := runDaemon(dir); err != nil {
+	for env, run := range map[string]func(string) error{dirEnv: runDaemon, attackEnv: runAttack, bystanderEnv: runBystander} {
+		value := os.Getenv(env)
+		if value == "" {
+			continue
+		}
+		if err := run(value); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -88,6 +93,8 @@ func runDaemon(dir string) error {
 	if err != nil {
 		return err
 	}
+	// What it took to start is not to hide what a test makes it take.
+	debug.FreeOSMemory()
 	fmt.Println(d.Addr())
 	return d.Run(ctx)
 }
@@ -113,9 +120,30 @@ func start(t *testing.T, interpreter string) *server {
 	if interpreter != "" {
 		setInterpreter(t, s.data, interpreter)
 	}
+	p := startSelf(t, dirEnv, dir)
+	s.addr, s.pid = p.line, p.pid
+	s.client = client.New(client.UnixScheme + paths.Run(filepath.Join(dir, "run")).Socket())
+	return s
+}
+
+// process is this program, being something else.
+type process struct {
+	pid  int
+	line string // the first that it printed
+	in   io.Closer
+}
+
+// startSelf starts this program with one more environment variable, and returns
+// when it has printed a line. It ends with the test.
+func startSelf(t *testing.T, env, value string) process {
+	t.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), dirEnv+"="+dir)
+	cmd.Env = append(os.Environ(), env+"="+value)
 	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
@@ -126,16 +154,14 @@ func start(t *testing.T, interpreter string) *server {
 	t.Cleanup(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
-			t.Errorf("the daemon: %v", err)
+			t.Errorf("%s: %v", env, err)
 		}
 	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		t.Fatalf("the daemon did not come up: %v", err)
+		t.Fatalf("%s did not come up: %v", env, err)
 	}
-	s.addr, s.pid = strings.TrimSpace(line), cmd.Process.Pid
-	s.client = client.New(client.UnixScheme + paths.Run(filepath.Join(dir, "run")).Socket())
-	return s
+	return process{cmd.Process.Pid, strings.TrimSpace(line), in}
 }
 
 func setInterpreter(t *testing.T, data paths.Data, interpreter string) {
