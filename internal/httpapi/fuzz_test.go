@@ -1,8 +1,13 @@
 package httpapi
 
 import (
+	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
 
@@ -63,6 +68,61 @@ func FuzzDecodeCreate(f *testing.F) {
 		}
 		if got.Pack != cmp.Or(want.LanguagePack, sandbox.DefaultPack) || describeLimits(got.Limits) != want.Limits {
 			t.Fatalf("%q: got %+v, want %+v", body, got, want)
+		}
+	})
+}
+
+// FuzzRequest sends whatever net/http takes for a request to a listener that
+// asks for a key. Nothing reaches the engine for somebody who may not come in,
+// nothing is the daemon's fault, and every answer is JSON of a known form.
+func FuzzRequest(f *testing.F) {
+	const host, key = "Host: localhost:7777\r\n", "Authorization: Bearer good\r\n"
+	for _, s := range []string{
+		"GET /sandboxes HTTP/1.1\r\n" + host + key + "\r\n",
+		"GET /sandboxes/" + knownID + " HTTP/1.1\r\n" + host + key + "Origin: http://localhost:7777\r\n\r\n",
+		"DELETE /sandboxes/" + knownID + " HTTP/1.1\r\n" + host + key + "Sec-Fetch-Site: cross-site\r\n\r\n",
+		"POST /sandboxes HTTP/1.1\r\n" + host + key + "Content-Length: 2\r\n\r\n{}",
+		"POST /sandboxes/" + knownID + "/exec HTTP/1.1\r\n" + host + key + "Content-Length: 12\r\n\r\n{\"code\":\"1\"}",
+		"POST /sandboxes/" + knownID + "/exec HTTP/1.1\r\n" + host + key + "Transfer-Encoding: chunked\r\n\r\nc\r\n{\"code\":\"1\"}\r\n0\r\n\r\n",
+		"GET http://evil.test/sandboxes HTTP/1.1\r\n" + host + key + "\r\n",
+		"GET /sandboxes HTTP/1.0\r\n" + key + "\r\n",
+		"DELETE /sandboxes/%2e%2e HTTP/1.1\r\n" + host + key + "\r\n",
+		"OPTIONS * HTTP/1.1\r\n" + host + "\r\n", "CONNECT x:1 HTTP/1.1\r\n" + host + "\r\n",
+		"GET //healthz?" + strings.Repeat("a", 99) + " HTTP/1.1\r\n" + host + "\r\n", "HEAD /info HTTP/1.1\r\n" + host + key + "\r\n",
+	} {
+		f.Add([]byte(s))
+	}
+	hosts := []string{"localhost:7777", "[::1]:7777"}
+	f.Fuzz(func(t *testing.T, in []byte) {
+		r, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(in)))
+		if err != nil {
+			return
+		}
+		r = r.WithContext(t.Context())
+		e := &fakeEngine{}
+		rec := httptest.NewRecorder()
+		access := Access{Hosts: hosts, Keys: fakeKeys{asked: true, good: t.Context()}}
+		(&gate{unguarded(e, nil, &logBuffer{}), access}).ServeHTTP(rec, r)
+
+		may := slices.Contains(hosts, strings.ToLower(r.Host)) && strings.Contains(r.Header.Get("Authorization"), "good")
+		for _, origin := range r.Header["Origin"] {
+			may = may && strings.HasSuffix(origin, "//"+r.Host)
+		}
+		if len(e.calls) > 0 && !may {
+			t.Fatalf("%v was reached by %q", e.calls, in)
+		}
+		if rec.Code >= 500 {
+			t.Fatalf("status %d for %q: %s", rec.Code, in, rec.Body)
+		}
+		if rec.Body.Len() == 0 {
+			return
+		}
+		if rec.Header().Get("Content-Type") != "application/json" || !json.Valid(rec.Body.Bytes()) {
+			t.Fatalf("the answer to %q is %v %q", in, rec.Header(), rec.Body)
+		}
+		var refusal rest.Error
+		if rec.Code >= 400 && (json.Unmarshal(rec.Body.Bytes(), &refusal) != nil || refusal.Code == "" || refusal.Message == "") {
+			t.Fatalf("status %d without a reason: %s", rec.Code, rec.Body)
 		}
 	})
 }

@@ -19,7 +19,7 @@ import (
 var fakeELF = append([]byte("\x7fELF"), bytes.Repeat([]byte("kernel"), 1000)...)
 
 // bzImage packs vmlinux the way the kernel's build does.
-func bzImage(t *testing.T, vmlinux []byte) []byte {
+func bzImage(t testing.TB, vmlinux []byte) []byte {
 	t.Helper()
 	var body bytes.Buffer
 	w := lz4.NewWriter(&body)
