@@ -50,7 +50,7 @@ test-kernel: build ## the tests of real microVMs with that kernel; minutes, not 
 	DATA_DIR=$(DATA_DIR) ./test/kernel.sh
 
 .PHONY: fuzz
-fuzz: ## each decoder of foreign bytes, some seconds each
+fuzz: ## each decoder of foreign bytes, a guest's for a minute each
 	./test/fuzz.sh
 
 .PHONY: check
