@@ -1,15 +1,16 @@
 // Package engine owns the life of sandboxes: create, exec, delete, list.
 //
-// The one idea: one table of sandboxes, and one lock for each of them. What
-// takes long happens under no lock but the sandbox's own. A sandbox's record is
-// on disk before the first side effect and goes after the last, so the table is
-// a cache of the disk.
+// The one idea: one table of sandboxes, and one goroutine that owns each of
+// them: the one that creates it, and then its watcher. Whoever wants its end
+// condemns it, which puts it out of reach at once, and the owner takes it down.
+// A sandbox's record is on disk before the first side effect and goes after the
+// last, so the table is a cache of the disk.
 //
 // The invariant: a sandbox that is listed as running has a VM, and a VM that
 // ended takes its sandbox off the list. Whoever creates, deletes, dies or shuts
-// down at the same time, each sandbox is torn down exactly once. What sandboxes
-// may come to use together never exceeds the capacity, and none of them outlives
-// its deadlines.
+// down at the same time, each sandbox is torn down exactly once, and as long as
+// anything is left of it, it counts. What sandboxes may come to use together
+// never exceeds the capacity, and none of them outlives its deadlines.
 //
 // The engine asks a Provisioner for VMs and never sees a VMM; it knows no HTTP.
 package engine
@@ -20,7 +21,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -29,15 +29,17 @@ import (
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
-	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/fault"
 )
 
-// Fault points of [Engine.Create], one for each step of its own.
+// Fault points, one for each step of the engine's own: those of [Engine.Create],
+// then that of [Engine.Delete], and that of the clearing up behind it.
 const (
 	FaultRecord  = "engine.record"
 	FaultProvide = "engine.provide"
 	FaultReady   = "engine.ready"
+	FaultDelete  = "engine.delete"
+	FaultClear   = "engine.clear"
 )
 
 // FaultPoints are the steps of [Engine.Create] that a test can break.
@@ -60,13 +62,14 @@ type Config struct {
 // goroutines.
 type Engine struct {
 	cfg Config
-	// wg counts creates, the watchers of running VMs, and what watches the
-	// deadlines, with the teardowns it begins.
+	// wg counts the owners of sandboxes, and what watches the deadlines.
 	wg sync.WaitGroup
 	// wake has whoever watches the deadlines look again; quit, which is closed,
-	// ends it.
+	// ends it, and has the owners give up what they cannot take down.
 	wake chan struct{}
 	quit chan struct{}
+	// last is held by Close for what the owners gave up.
+	last sync.Mutex
 
 	mu       sync.Mutex
 	entries  map[sandbox.ID]*entry
@@ -76,12 +79,11 @@ type Engine struct {
 
 // entry is one sandbox in the table.
 type entry struct {
-	// abort ends a create that is under way; gone is closed when nothing is
-	// left of the sandbox.
+	// abort ends a create that is under way.
 	abort context.CancelCauseFunc
-	gone  chan struct{}
-	// teardown is held by the one who takes the sandbox down.
-	teardown sync.Mutex
+	// doomed is closed to have the owner take the sandbox down, by the one who
+	// condemned it. gone is closed when nothing is left.
+	doomed, gone chan struct{}
 
 	// began is when the sandbox was asked for, on the monotonic clock.
 	began time.Time
@@ -107,20 +109,6 @@ func (en *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
 	return sb, en.vm
 }
 
-// reason is why a sandbox is taken down, as people are told.
-type reason string
-
-const (
-	failed       reason = "it could not be created"
-	deleted      reason = "it was deleted"
-	expired      reason = "its lifetime was over"
-	idle         reason = "it was idle for too long"
-	ended        reason = "its microVM ended"
-	unresponsive reason = "its agent did not answer"
-	disconnected reason = "the connection to its agent broke"
-	closing      reason = "emberd is shutting down"
-)
-
 // New returns an engine with no sandboxes. Records that an earlier daemon left
 // are cleared: its VMs are gone by the time an engine is made. The caller closes
 // the engine.
@@ -133,7 +121,9 @@ func New(cfg Config) (*Engine, error) {
 		cfg.Log.Error("unreadable sandbox records were set aside", "err", err)
 	}
 	for _, sb := range old {
-		cfg.Log.Warn("sandbox was lost when emberd stopped", "sandbox_id", sb.ID, "pack", sb.Pack)
+		if sb.State != sandbox.Deleting {
+			cfg.Log.Warn("sandbox was lost when emberd stopped", "sandbox_id", sb.ID, "pack", sb.Pack)
+		}
 		if err := cfg.Store.Delete(sb.ID); err != nil {
 			return nil, err
 		}
@@ -214,7 +204,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	sb, _ := en.snapshot()
 	began := e.cfg.Now()
 	if err := e.bringUp(ctx, en, p, spec.BootPath); err != nil {
-		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.takeDown(ctx, en, failed)))
+		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.abandon(ctx, en)))
 	}
 	e.lookAgain()
 	sb, _ = en.snapshot()
@@ -240,9 +230,10 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.Cance
 	}
 	now := e.cfg.Now()
 	en := &entry{
-		abort: abort,
-		gone:  make(chan struct{}),
-		began: now,
+		abort:  abort,
+		doomed: make(chan struct{}),
+		gone:   make(chan struct{}),
+		began:  now,
 		sb: sandbox.Sandbox{
 			ID: id, Pack: p.Name, Limits: limits, State: sandbox.Creating,
 			CreatedAt: now.UTC(), ExpiresAt: now.Add(limits.Lifetime).UTC(),
@@ -254,8 +245,8 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.Cance
 	return en, nil
 }
 
-// bringUp does what makes a reserved sandbox run. On error the caller takes it
-// down.
+// bringUp does what makes a reserved sandbox run, and gives it to its watcher.
+// On error the caller still owns it.
 func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandbox.BootPath) error {
 	sb, _ := en.snapshot()
 	if err := e.cfg.Faults.Hit(FaultProvide); err != nil {
@@ -294,106 +285,4 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	en.idleSince = e.cfg.Now()
 	e.wg.Go(func() { e.watch(context.WithoutCancel(ctx), en, vm) })
 	return nil
-}
-
-// Delete ends a sandbox and returns when nothing is left of it. It is also true
-// for a sandbox that somebody else is deleting at the same time.
-func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
-	en := e.find(id)
-	if en == nil {
-		return sandbox.ErrNotFound
-	}
-	sb, _ := en.snapshot()
-	if sb.State == sandbox.Creating {
-		// Nobody was told this id yet.
-		return sandbox.ErrNotFound
-	}
-	return e.takeDown(ctx, en, deleted)
-}
-
-// takeDown removes everything a sandbox has, then its record, then its place in
-// the table. A caller that comes second waits for the first, and tries again
-// what that could not do; the first one's reason stands.
-func (e *Engine) takeDown(ctx context.Context, en *entry, why reason) error {
-	ctx, cancel := cleanup.Context(ctx)
-	defer cancel()
-	en.teardown.Lock()
-	defer en.teardown.Unlock()
-
-	en.condemn(why)
-	sb, vm := en.snapshot()
-	if sb.State == sandbox.Gone {
-		return nil
-	}
-
-	if vm != nil {
-		if err := vm.Kill(ctx); err != nil {
-			return fmt.Errorf("delete %s: %w", sb.ID, err)
-		}
-	}
-	if err := e.cfg.Store.Delete(sb.ID); err != nil {
-		return fmt.Errorf("delete %s: %w", sb.ID, err)
-	}
-	e.mu.Lock()
-	delete(e.entries, sb.ID)
-	e.release(sb.Limits.Size)
-	e.mu.Unlock()
-	en.mu.Lock()
-	en.sb.State = en.sb.State.To(sandbox.Gone)
-	why = en.end
-	en.mu.Unlock()
-	close(en.gone)
-	e.cfg.Log.Info("sandbox gone", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
-	return nil
-}
-
-// condemn marks a sandbox as being taken down, so that nothing new begins in
-// it, and tells whether nobody had before.
-func (en *entry) condemn(why reason) bool {
-	en.mu.Lock()
-	defer en.mu.Unlock()
-	if en.sb.State == sandbox.Deleting || en.sb.State == sandbox.Gone {
-		return false
-	}
-	en.sentence(why)
-	return true
-}
-
-// sentence is condemn for a caller that holds en.mu and knows that nobody had.
-func (en *entry) sentence(why reason) {
-	en.sb.State = en.sb.State.To(sandbox.Deleting)
-	en.end = why
-}
-
-// Close refuses new sandboxes, aborts the creates that are under way, deletes
-// every sandbox and returns when all of it is done. It may be called again.
-func (e *Engine) Close(ctx context.Context) error {
-	e.mu.Lock()
-	if !e.closing {
-		close(e.quit)
-	}
-	e.closing = true
-	all := slices.Collect(maps.Values(e.entries))
-	e.mu.Unlock()
-
-	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex
-		errs []error
-	)
-	for _, en := range all {
-		en.abort(sandbox.ErrClosing)
-		wg.Go(func() {
-			if sb, _ := en.snapshot(); sb.State == sandbox.Creating {
-				return // its create takes it down
-			}
-			err := e.takeDown(ctx, en, closing)
-			mu.Lock()
-			defer mu.Unlock()
-			errs = append(errs, err)
-		})
-	}
-	wg.Wait()
-	e.wg.Wait()
-	return errors.Join(errs...)
 }

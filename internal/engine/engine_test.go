@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -119,6 +120,13 @@ func (f *fixture) checkEmpty() {
 	}
 }
 
+// awaitEmpty waits until nothing of any sandbox is left.
+func (f *fixture) awaitEmpty() {
+	f.t.Helper()
+	f.await("it is cleared", 10*time.Second, func() bool { return len(f.entriesNow()) == 0 })
+	f.checkEmpty()
+}
+
 func (f *fixture) create() sandbox.ID {
 	f.t.Helper()
 	sb, err := f.Create(f.t.Context(), sandbox.Spec{Pack: "shell"})
@@ -156,7 +164,6 @@ func TestLifeOfASandbox(t *testing.T) {
 	if err := f.Delete(t.Context(), sb.ID); err != nil {
 		t.Fatal(err)
 	}
-	f.checkEmpty()
 	for name, err := range map[string]error{
 		"get":    func() error { _, err := f.Get(sb.ID); return err }(),
 		"exec":   func() error { _, err := f.Exec(t.Context(), sb.ID, sandbox.ExecRequest{}); return err }(),
@@ -166,6 +173,7 @@ func TestLifeOfASandbox(t *testing.T) {
 			t.Errorf("%s after delete: %v, want not found", name, err)
 		}
 	}
+	f.awaitEmpty()
 }
 
 func TestExecResults(t *testing.T) {
@@ -320,22 +328,31 @@ func TestConcurrentLives(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			var deletes sync.WaitGroup
+			var (
+				deletes sync.WaitGroup
+				done    atomic.Int32
+			)
 			for range 3 {
 				deletes.Go(func() {
-					if err := f.Delete(t.Context(), sb.ID); err != nil && !errors.Is(err, sandbox.ErrNotFound) {
+					switch err := f.Delete(t.Context(), sb.ID); {
+					case err == nil:
+						done.Add(1)
+					case !errors.Is(err, sandbox.ErrNotFound):
 						t.Error(err)
 					}
 				})
 			}
 			deletes.Wait()
+			if n := done.Load(); n != 1 {
+				t.Errorf("%d deletes of one sandbox succeeded", n)
+			}
 			if _, err := f.Get(sb.ID); !errors.Is(err, sandbox.ErrNotFound) {
 				t.Errorf("a delete returned while %s is there: %v", sb.ID, err)
 			}
 		})
 	}
 	wg.Wait()
-	f.checkEmpty()
+	f.awaitEmpty()
 }
 
 func TestCloseEndsEverything(t *testing.T) {

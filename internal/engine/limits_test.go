@@ -251,6 +251,7 @@ func TestCapacity(t *testing.T) {
 			if err := f.Delete(t.Context(), first.ID); err != nil {
 				t.Fatal(err)
 			}
+			f.await("the first is gone", 10*time.Second, func() bool { return f.find(first.ID) == nil })
 			f.createWith(limits)
 		})
 	}
@@ -303,6 +304,7 @@ func TestQuotaRaces(t *testing.T) {
 				t.Error(err)
 			}
 		}
+		f.awaitEmpty()
 	}
 	if f.promised != (Capacity{}) {
 		t.Errorf("still promised: %+v", f.promised)

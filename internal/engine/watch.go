@@ -21,28 +21,27 @@ const (
 	lastChance   = time.Second
 )
 
-// watch takes a sandbox off the list when its VM ends on its own, or is of no
-// use any more because its agent is silent.
+// watch owns a running sandbox: it waits for its end and takes it down. The end
+// is somebody's wish, or comes when the VM ends on its own or is of no use any
+// more because its agent is silent.
 func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
-	why := e.awaitEnd(ctx, en, vm)
-	if why == "" {
-		return
-	}
-	sb, _ := en.snapshot()
-	if en.condemn(why) {
+	if why := e.awaitEnd(ctx, en, vm); why != "" && en.condemn(sandbox.Running, why) {
+		sb, _ := en.snapshot()
 		e.cfg.Log.Error("sandbox failed", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
+		close(en.doomed)
 	}
-	e.clear(ctx, en, why)
+	<-en.doomed // whoever condemned it may still be writing its record
+	e.clear(ctx, en)
 }
 
 // awaitEnd returns why the VM of a sandbox has to be taken down, "" if somebody
-// else has done it.
+// wants it.
 func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reason {
 	tick := time.NewTicker(pingInterval)
 	defer tick.Stop()
 	for {
 		select {
-		case <-en.gone:
+		case <-en.doomed:
 			return ""
 		case <-vm.Done():
 			return ended
@@ -77,7 +76,7 @@ func (e *Engine) afterDisconnect(en *entry, vm *provision.VM) reason {
 	timer := time.NewTimer(deathNotice)
 	defer timer.Stop()
 	select {
-	case <-en.gone:
+	case <-en.doomed:
 		return ""
 	case <-vm.Done():
 		return ended
@@ -114,7 +113,7 @@ func (e *Engine) lookAgain() {
 	}
 }
 
-// endOverdue begins to take down each sandbox whose deadline has come, and
+// endOverdue dooms each sandbox whose deadline has come, and
 // returns the next deadline of the others, zero if there is none.
 func (e *Engine) endOverdue() time.Time {
 	e.mu.Lock()
@@ -125,7 +124,7 @@ func (e *Engine) endOverdue() time.Time {
 		next, overdue := en.expire(e.cfg.Now())
 		switch {
 		case overdue != "":
-			e.wg.Go(func() { e.clear(context.Background(), en, overdue) })
+			_ = e.doom(en) // logged, and its owner removes the record anyhow
 		case !next.IsZero() && (first.IsZero() || next.Before(first)):
 			first = next
 		}
@@ -133,17 +132,9 @@ func (e *Engine) endOverdue() time.Time {
 	return first
 }
 
-// clear takes a sandbox down for which nobody waits.
-func (e *Engine) clear(ctx context.Context, en *entry, why reason) {
-	if err := e.takeDown(ctx, en, why); err != nil {
-		sb, _ := en.snapshot()
-		e.cfg.Log.Error("sandbox was not cleared", "sandbox_id", sb.ID, "err", err)
-	}
-}
-
-// expire condemns a sandbox whose deadline has come and returns why. For one
-// that has time left it returns the deadline, and for one that does not run
-// nothing.
+// expire condemns a sandbox whose deadline has come and returns why; the caller
+// dooms it. For one that has time left it returns the deadline, and for one that
+// does not run nothing.
 func (en *entry) expire(now time.Time) (next time.Time, overdue reason) {
 	en.mu.Lock()
 	defer en.mu.Unlock()

@@ -116,7 +116,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: "DELETE", path: "/sandboxes/{id}", id: "delete-sandbox", summary: "Delete a sandbox",
-			doc:    "Ends the microVM and everything that runs in it. The id is never used again.",
+			doc:    "Ends the microVM and everything that runs in it. The answer comes when the sandbox is out of reach; its microVM is gone soon after, and takes up room until then. Of several requests one is answered with 204. The id is never used again.",
 			status: http.StatusNoContent,
 			errors: []sandbox.Code{sandbox.CodeNotFound},
 			serve:  a.delete,

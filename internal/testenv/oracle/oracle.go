@@ -176,8 +176,9 @@ func Settle(before *Snapshot, patience time.Duration) ([]Finding, error) {
 	}
 }
 
-// patience is how long [Check] waits for the host to settle.
-const patience = time.Second
+// patience is how long [Check] waits for the host to settle. A sandbox that was
+// deleted is cleared up behind the answer.
+const patience = 5 * time.Second
 
 // Check fails the test if anything is wrong with the host, given that it was as
 // before says.

@@ -23,6 +23,38 @@ func Context(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.WithoutCancel(ctx), Timeout)
 }
 
+// The pauses of [Persist].
+const (
+	firstPause = 250 * time.Millisecond
+	longPause  = 30 * time.Second
+)
+
+// Persist runs a teardown for which nobody waits, once and then again after
+// pauses that grow, until it succeeds or stop is closed. It tells each error,
+// and returns the last, nil if the teardown succeeded.
+func Persist(ctx context.Context, stop <-chan struct{}, run func(context.Context) error, tell func(error)) error {
+	for pause := firstPause; ; pause = min(2*pause, longPause) {
+		err := bounded(ctx, run)
+		if err == nil {
+			return nil
+		}
+		tell(err)
+		again := time.NewTimer(pause)
+		select {
+		case <-again.C:
+		case <-stop:
+			again.Stop()
+			return err
+		}
+	}
+}
+
+func bounded(ctx context.Context, run func(context.Context) error) error {
+	ctx, cancel := Context(ctx)
+	defer cancel()
+	return run(ctx)
+}
+
 // Stack holds the undo of each step done so far. The zero value is ready. It is
 // used by one goroutine at a time.
 type Stack struct {

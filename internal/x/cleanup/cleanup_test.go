@@ -65,3 +65,24 @@ func TestUnwindOutlivesTheCallersContext(t *testing.T) {
 		t.Errorf("teardown on a cancelled context: %v", err)
 	}
 }
+
+func TestPersist(t *testing.T) {
+	refuse := errors.New("refused")
+	var told, tries int
+	err := Persist(t.Context(), nil, func(context.Context) error {
+		if tries++; tries < 3 {
+			return refuse
+		}
+		return nil
+	}, func(error) { told++ })
+	if err != nil || tries != 3 || told != 2 {
+		t.Errorf("%v after %d tries, %d errors told", err, tries, told)
+	}
+	stop := make(chan struct{})
+	close(stop)
+	tries = 0
+	err = Persist(t.Context(), stop, func(context.Context) error { tries++; return refuse }, func(error) {})
+	if !errors.Is(err, refuse) || tries != 1 {
+		t.Errorf("stopped: %v after %d tries", err, tries)
+	}
+}
