@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/http"
 	"time"
+
+	"github.com/emberd/emberd/internal/x/printable"
 )
 
 // The bodies of Firecracker's API that emberd sends. Firecracker refuses fields
@@ -51,6 +53,23 @@ type (
 	action struct {
 		Type string `json:"action_type"`
 	}
+	vmState struct {
+		State string `json:"state"`
+	}
+	snapshotCreate struct {
+		Type       string `json:"snapshot_type"`
+		StatePath  string `json:"snapshot_path"`
+		MemoryPath string `json:"mem_file_path"`
+	}
+	snapshotLoad struct {
+		StatePath string        `json:"snapshot_path"`
+		Memory    memoryBackend `json:"mem_backend"`
+		Resume    bool          `json:"resume_vm"`
+	}
+	memoryBackend struct {
+		Type string `json:"backend_type"`
+		Path string `json:"backend_path"`
+	}
 	apiFault struct {
 		Message string `json:"fault_message"`
 	}
@@ -64,9 +83,13 @@ var withoutVirtualisation = cpuConfig{CPUID: []cpuidModifier{
 	{Leaf: "0x80000001", Subleaf: "0x0", Registers: []registerModifier{{"ecx", "0bxxxxxxxxxxxxxxxxxxxxxxxxxxxxx0xx"}}},
 }}
 
-// maxReply bounds what is read of one answer of the VMM, in bytes. A VMM that a
-// guest has taken over is as hostile as the guest.
-const maxReply = 64 << 10
+// Bounds of one answer of the VMM, in bytes. A VMM that a guest has taken over is
+// as hostile as the guest.
+const (
+	maxReplyHeader = 4 << 10
+	maxReply       = 64 << 10
+	maxFault       = 1 << 10 // what is kept of it when it is an error
+)
 
 // apiClient speaks to the API socket of one Firecracker process.
 type apiClient struct {
@@ -76,10 +99,13 @@ type apiClient struct {
 
 func newAPIClient(dial func(context.Context) (net.Conn, error)) *apiClient {
 	c := &apiClient{dial: dial}
+	// Firecracker sends nobody elsewhere.
+	c.http.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 	c.http.Transport = &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 		// Firecracker serves ten connections and no more; one is enough.
-		MaxConnsPerHost: 1,
+		MaxConnsPerHost:        1,
+		MaxResponseHeaderBytes: maxReplyHeader,
 	}
 	return c
 }
@@ -113,37 +139,38 @@ func (c *apiClient) waitReady(ctx context.Context, exited <-chan struct{}) error
 
 var errExited = errors.New("the VMM exited")
 
-// put sends one request and expects 204 No Content.
-func (c *apiClient) put(ctx context.Context, path string, body any) error {
+// call sends one request and expects 204 No Content.
+func (c *apiClient) call(ctx context.Context, method, path string, body any) error {
 	b, err := json.Marshal(body)
 	if err != nil {
 		return err
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://firecracker"+path, bytes.NewReader(b))
+	req, err := http.NewRequestWithContext(ctx, method, "http://firecracker"+path, bytes.NewReader(b))
 	if err != nil {
 		return err
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return fmt.Errorf("PUT %s: %w", path, err)
+		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	reply, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
-		return fmt.Errorf("PUT %s: %w", path, err)
+		return fmt.Errorf("%s %s: %w", method, path, err)
 	}
 	if resp.StatusCode != http.StatusNoContent {
-		return fmt.Errorf("PUT %s: status %d: %s", path, resp.StatusCode, faultMessage(reply))
+		return fmt.Errorf("%s %s: status %d: %s", method, path, resp.StatusCode, faultMessage(reply))
 	}
 	return nil
 }
 
-// faultMessage is what Firecracker says went wrong, or its whole reply when
-// that is not in the usual place.
+// faultMessage is what Firecracker says went wrong, or the beginning of its
+// reply when that is not in the usual place.
 func faultMessage(reply []byte) string {
+	text := string(reply)
 	var f apiFault
 	if err := json.Unmarshal(reply, &f); err == nil && f.Message != "" {
-		return f.Message
+		text = f.Message
 	}
-	return string(reply)
+	return printable.Head(text, maxFault)
 }

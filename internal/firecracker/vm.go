@@ -1,10 +1,12 @@
 // Package firecracker is one microVM: a Firecracker process, its API socket and
 // its vsock.
 //
-// The one idea: a [VM] is made by [Boot] whole or not at all. Whatever step
-// fails, the process is gone and its files are cleared before Boot returns.
-// Every path that goes over the API is relative to the VMM's own root
-// directory, so it is the same for each VM.
+// The one idea: a [VM] is made whole or not at all, out of a [Shell], which is a
+// VMM that has no VM yet: by a boot, or by the restore of a [Snapshot]. Whatever
+// step fails, the process is gone and its files are cleared before the call
+// returns. Every path that goes over the API is relative to the VMM's own root
+// directory, so it is the same for each VM, which is why a snapshot can be
+// restored in any jail.
 //
 // The package does not confine the process, that is the [Launcher]'s job, and
 // it knows no packs, no agent and no HTTP API of emberd's own.
@@ -12,14 +14,11 @@ package firecracker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net"
 
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/vsock"
-	"github.com/emberd/emberd/internal/x/cleanup"
-	"github.com/emberd/emberd/internal/x/fault"
 	"github.com/emberd/emberd/internal/x/printable"
 )
 
@@ -30,30 +29,12 @@ const (
 	kernelFile  = "kernel"
 	initrdFile  = "initrd"
 	rootfsFile  = "rootfs"
+	stateFile   = "state"
+	memoryFile  = "mem"
 )
 
 // guestCID is the guest's vsock address. It is private to each VMM.
 const guestCID = 3
-
-// Fault points of [Boot], one for each step.
-const (
-	FaultLaunch  = "firecracker.launch"
-	FaultAPI     = "firecracker.api"
-	FaultMachine = "firecracker.machine"
-	FaultCPU     = "firecracker.cpu"
-	FaultKernel  = "firecracker.kernel"
-	FaultDrive   = "firecracker.drive"
-	FaultVsock   = "firecracker.vsock"
-	FaultEntropy = "firecracker.entropy"
-	FaultStart   = "firecracker.start"
-	FaultConfine = "firecracker.confine"
-)
-
-// FaultPoints are the steps of [Boot] that a test can break.
-var FaultPoints = []string{
-	FaultLaunch, FaultAPI, FaultMachine, FaultCPU, FaultKernel, FaultDrive, FaultVsock, FaultEntropy, FaultStart,
-	FaultConfine,
-}
 
 // A Launcher starts Firecracker, confined.
 type Launcher interface {
@@ -65,11 +46,10 @@ type Launcher interface {
 
 // LaunchSpec is what a VMM needs around it.
 type LaunchSpec struct {
-	ID   sandbox.VMID
-	Size sandbox.Size
-	// Files are placed in the root directory of the VMM before it starts, as
-	// name to path on the host. They are shared between VMs and never written.
-	Files map[string]string
+	ID sandbox.VMID
+	// FileMiB is the size of the largest file that the VMM has to write, zero
+	// for one that writes none.
+	FileMiB int
 	// Args are Firecracker's own arguments.
 	Args []string
 }
@@ -78,6 +58,13 @@ type LaunchSpec struct {
 type Process interface {
 	// Dial connects to a socket that the VMM has made in its root directory.
 	Dial(ctx context.Context, name string) (net.Conn, error)
+	// Equip makes the VMM's surroundings fit for a VM of that size, and places
+	// files in its root directory, as name to path on the host. They are shared
+	// between VMs and never written.
+	Equip(size sandbox.Size, files map[string]string) error
+	// Take ends the process and moves files that it has made, as name in its
+	// root directory to new path on the host, where they are to be shared.
+	Take(ctx context.Context, files map[string]string) error
 	// CheckConfined returns an error unless the VMM is confined as it has to be
 	// while a guest runs.
 	CheckConfined() error
@@ -93,92 +80,13 @@ type Process interface {
 	Kill(ctx context.Context) error
 }
 
-// Config is the VM to boot. Paths are the host's.
-type Config struct {
-	ID       sandbox.VMID
-	Size     sandbox.Size
-	Kernel   string
-	Initrd   string
-	Rootfs   string
-	BootArgs string
-}
-
 // VM is a running microVM. Its methods may be called by any number of
 // goroutines.
 type VM struct {
 	process Process
 }
 
-// Boot starts a microVM and returns when its vCPUs run. The guest is then at
-// the beginning of its boot: nothing answers on vsock yet.
-func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (_ *VM, err error) {
-	var undo cleanup.Stack
-	defer func() {
-		if err != nil {
-			err = joinUndo(err, undo.Unwind(ctx))
-		}
-	}()
-
-	if err := faults.Hit(FaultLaunch); err != nil {
-		return nil, err
-	}
-	process, err := l.Launch(ctx, LaunchSpec{
-		ID:    cfg.ID,
-		Size:  cfg.Size,
-		Files: map[string]string{kernelFile: cfg.Kernel, initrdFile: cfg.Initrd, rootfsFile: cfg.Rootfs},
-		// At a lower level Firecracker logs each request, which would drive the
-		// guest's last words out of the console's tail.
-		Args: []string{"--api-sock", "/" + apiSocket, "--level", "Warning"},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("launch VMM: %w", err)
-	}
-	undo.Add(FaultLaunch, process.Kill)
-
-	if err := configure(ctx, process, cfg, faults); err != nil {
-		return nil, fmt.Errorf("boot microVM: %w\nconsole: %s", err, lastWords(process))
-	}
-	undo.Release()
-	return &VM{process: process}, nil
-}
-
-// configure describes the VM to its VMM, one API call a step, and starts it.
-func configure(ctx context.Context, process Process, cfg Config, faults *fault.Set) error {
-	api := newAPIClient(func(ctx context.Context) (net.Conn, error) { return process.Dial(ctx, apiSocket) })
-	defer api.close()
-	if err := faults.Hit(FaultAPI); err != nil {
-		return err
-	}
-	if err := api.waitReady(ctx, process.Done()); err != nil {
-		return fmt.Errorf("API socket: %w", err)
-	}
-	for _, step := range []struct {
-		fault, path string
-		body        any
-	}{
-		{FaultMachine, "/machine-config", machineConfig{VCPUs: cfg.Size.VCPUs, MemoryMiB: cfg.Size.MemoryMiB}},
-		{FaultCPU, "/cpu-config", withoutVirtualisation},
-		{FaultKernel, "/boot-source", bootSource{KernelPath: "/" + kernelFile, InitrdPath: "/" + initrdFile, BootArgs: cfg.BootArgs}},
-		{FaultDrive, "/drives/rootfs", drive{ID: "rootfs", Path: "/" + rootfsFile, IsReadOnly: true}},
-		{FaultVsock, "/vsock", vsockDevice{GuestCID: guestCID, UDSPath: "/" + vsockSocket}},
-		{FaultEntropy, "/entropy", entropyDevice{}},
-		{FaultStart, "/actions", action{Type: "InstanceStart"}},
-	} {
-		if err := faults.Hit(step.fault); err != nil {
-			return err
-		}
-		if err := api.put(ctx, step.path, step.body); err != nil {
-			return err
-		}
-	}
-	// Firecracker has put up its last seccomp filter when it answers the start.
-	// One that was built without filters, or could not put them up, must not be
-	// handed over.
-	if err := errors.Join(faults.Hit(FaultConfine), process.CheckConfined()); err != nil {
-		return fmt.Errorf("VMM is not confined: %w", err)
-	}
-	return nil
-}
+func (vm *VM) dialAPI(ctx context.Context) (net.Conn, error) { return vm.process.Dial(ctx, apiSocket) }
 
 // Dial connects to a vsock port of the guest. The error wraps
 // [vsock.ErrRefused] as long as nothing in the guest listens there.
@@ -209,10 +117,3 @@ func (vm *VM) Kill(ctx context.Context) error { return vm.process.Kill(ctx) }
 const maxLastWords = 4 << 10
 
 func lastWords(p Process) string { return printable.Tail(p.Console(), maxLastWords) }
-
-func joinUndo(err, undo error) error {
-	if undo == nil {
-		return err
-	}
-	return fmt.Errorf("%w (and %w)", err, undo)
-}

@@ -38,20 +38,29 @@ const cpuPeriod = 100_000
 // ioLimits bound what a VMM may ask of the disk, in bytes and operations a
 // second. It reads its pack, most of it from the page cache, and has nothing to
 // write: the limits leave a disk to the neighbours, and slow no ordinary boot.
-const ioLimits = "rbps=268435456 wbps=16777216 riops=10000 wiops=1000"
+const (
+	ioLimits      = "rbps=268435456 wbps=16777216 riops=10000 wiops=1000"
+	ioReadsLimits = "rbps=268435456 wbps=max riops=10000 wiops=max"
+)
 
-// limitsFor is what the cgroup of a VM of that size allows, file to value.
-// device is the disk that its files are on, "" if it cannot be limited.
-func limitsFor(size sandbox.Size, device string) map[string]string {
+// limitsFor is what the cgroup of a VM of that size allows, file to value. A VMM
+// that has to write a file of fileMiB may do so at the disk's pace, and have all
+// of it in the page cache. device is the disk that its files are on, "" if it
+// cannot be limited.
+func limitsFor(size sandbox.Size, fileMiB int, device string) map[string]string {
 	limits := map[string]string{
-		"memory.max":       strconv.Itoa(size.PromisedMiB() << 20),
+		"memory.max":       strconv.Itoa((size.PromisedMiB() + fileMiB) << 20),
 		"memory.swap.max":  "0",
 		"memory.oom.group": "1",
 		"cpu.max":          fmt.Sprintf("%d %d", size.VCPUs*cpuPeriod, cpuPeriod),
 		"pids.max":         strconv.Itoa(vmmProcesses + size.VCPUs),
 	}
 	if device != "" {
-		limits["io.max"] = device + " " + ioLimits
+		io := ioLimits
+		if fileMiB > 0 {
+			io = ioReadsLimits
+		}
+		limits["io.max"] = device + " " + io
 	}
 	return limits
 }
@@ -140,9 +149,17 @@ func (t cgroupTree) create(child string, limits map[string]string) error {
 	if err := os.Mkdir(t.path(child), 0o700); err != nil {
 		return fmt.Errorf("cgroup: %w", err)
 	}
+	if err := t.limit(child, limits); err != nil {
+		return errors.Join(err, os.Remove(t.path(child)))
+	}
+	return nil
+}
+
+// limit sets the limits of the cgroup of one VMM, file to value.
+func (t cgroupTree) limit(child string, limits map[string]string) error {
 	for file, value := range limits {
 		if err := writeFile(t.path(child, file), []byte(value)); err != nil {
-			return errors.Join(fmt.Errorf("cgroup: %w", err), os.Remove(t.path(child)))
+			return fmt.Errorf("cgroup: %w", err)
 		}
 	}
 	return nil

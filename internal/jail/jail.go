@@ -7,7 +7,8 @@
 // host name, and a cgroup that bounds its memory, CPU, processes and I/O. It is
 // started inside its cgroup and its namespaces, so there is no moment at which
 // it is outside of them. A jail is a value, [sandbox.Jail], that is decided
-// first and then carried out.
+// first and then carried out. A VMM is started before it is known what VM it is
+// for, or for which size; its jail is equipped when that is chosen.
 //
 // The invariant: every name a jail has on the host is derived from the
 // microVM's id, so that whatever the daemon was doing when it died, [Open]
@@ -43,8 +44,15 @@ const (
 	FaultVerify = "jail.verify"
 )
 
-// FaultPoints are the steps of [Jailer.Start] that a test can break.
-var FaultPoints = []string{FaultUser, FaultCgroup, FaultRoot, FaultStart, FaultVerify}
+// Fault points of [Process.Equip].
+const (
+	FaultPlace = "jail.place"
+	FaultLimit = "jail.limit"
+)
+
+// FaultPoints are the steps of [Jailer.Start] and [Process.Equip] that a test
+// can break.
+var FaultPoints = []string{FaultUser, FaultCgroup, FaultRoot, FaultStart, FaultVerify, FaultPlace, FaultLimit}
 
 // Config says where jails are made.
 type Config struct {
@@ -154,10 +162,10 @@ func (j *Jailer) sweep(ctx context.Context) error {
 
 // Spec is one VMM to start.
 type Spec struct {
-	ID   sandbox.VMID
-	Size sandbox.Size
-	// Files are hard-linked into the root directory, name to path on the host.
-	Files map[string]string
+	ID sandbox.VMID
+	// FileMiB is the size of the largest file that the VMM has to write, zero
+	// for one that writes none.
+	FileMiB int
 	// Args are given to Firecracker.
 	Args []string
 }
@@ -182,10 +190,7 @@ func (j *Jailer) Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 		return nil, err
 	}
 	undo.Add(FaultUser, func(context.Context) error { return j.giveBack(user, name) })
-	plan, err := j.plan(spec, user)
-	if err != nil {
-		return nil, err
-	}
+	plan := j.plan(spec, user)
 
 	if err := faults.Hit(FaultCgroup); err != nil {
 		return nil, err
@@ -196,14 +201,14 @@ func (j *Jailer) Start(ctx context.Context, spec Spec) (_ *Process, err error) {
 	undo.Add(FaultCgroup, func(ctx context.Context) error { return j.cgroups.kill(ctx, name) })
 
 	undo.Add(FaultRoot, func(context.Context) error { return j.removeRoot(name) })
-	if err := j.makeRoot(name, plan.Files); err != nil {
+	if err := j.makeRoot(name); err != nil {
 		return nil, err
 	}
 	if err := faults.Hit(FaultRoot); err != nil {
 		return nil, err
 	}
 
-	p, err := j.spawn(ctx, name, plan)
+	p, err := j.spawn(ctx, spec, plan)
 	if err != nil {
 		return nil, err
 	}

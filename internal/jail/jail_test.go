@@ -51,12 +51,8 @@ func TestPlanIsTheGoldenOne(t *testing.T) {
 	j := newJailer(t)
 	j.disk, j.userfault = "254:0", true
 	source := image(t)
-	plan, err := j.plan(Spec{
-		ID:    "vm-0123456789ab",
-		Size:  sandbox.Size{VCPUs: 2, MemoryMiB: 512},
-		Files: map[string]string{"rootfs": source},
-		Args:  []string{"--api-sock", "/api.sock"},
-	}, 1_701_642_240)
+	spec := Spec{ID: "vm-0123456789ab", Args: []string{"--api-sock", "/api.sock"}}
+	plan, err := j.equipped(j.plan(spec, 1_701_642_240), spec, sandbox.Size{VCPUs: 2, MemoryMiB: 512}, map[string]string{"rootfs": source})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -88,20 +84,17 @@ func TestPlanIsTheGoldenOne(t *testing.T) {
 func TestPlanSaysWhatIsMissing(t *testing.T) {
 	j := newJailer(t)
 	j.diskErr = errors.New("no disk")
-	plan, err := j.plan(Spec{ID: "vm-0123456789ab", Size: sandbox.DefaultSize}, 5000)
-	if err != nil {
-		t.Fatal(err)
-	}
+	plan := j.plan(Spec{ID: "vm-0123456789ab"}, 5000)
 	if _, ok := plan.CgroupLimits["io.max"]; ok || len(plan.Missing) != 1 || plan.Missing[0] != "io.max: no disk" {
 		t.Errorf("limits %v, missing %q", plan.CgroupLimits, plan.Missing)
 	}
-	if _, err := j.plan(Spec{Files: map[string]string{"rootfs": "/absent"}}, 5000); !errors.Is(err, os.ErrNotExist) {
+	if _, err := j.equipped(plan, Spec{}, sandbox.DefaultSize, map[string]string{"rootfs": "/absent"}); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want the missing file", err)
 	}
 }
 
 func TestLimits(t *testing.T) {
-	got := limitsFor(sandbox.Size{VCPUs: 2, MemoryMiB: 512}, "")
+	got := limitsFor(sandbox.Size{VCPUs: 2, MemoryMiB: 512}, 0, "")
 	want := map[string]string{
 		"memory.max":       "603979776", // 512 MiB for the guest, 64 for its VMM
 		"memory.swap.max":  "0",
@@ -135,7 +128,7 @@ func TestUserIDComesBackWhenNothingIsLeft(t *testing.T) {
 		t.Fatal(err)
 	}
 	cgroup := j.cgroups.path("vm-1")
-	if err := errors.Join(os.MkdirAll(cgroup, 0o700), j.makeRoot("vm-1", nil)); err != nil {
+	if err := errors.Join(os.MkdirAll(cgroup, 0o700), j.makeRoot("vm-1")); err != nil {
 		t.Fatal(err)
 	}
 	if err := j.giveBack(5000, "vm-1"); err == nil || lease() == nil {

@@ -13,37 +13,38 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// Limits of one VMM process. It keeps about thirty files open, and writes none:
-// a core dump would hold its guest's memory.
+// Limits of one VMM process. It keeps about thirty files open, and unless it is
+// to leave a snapshot it writes none: a core dump would hold its guest's memory.
 const (
 	maxOpenFiles = 256
-	maxFileSize  = 1 << 20
+	maxFileMiB   = 1
 	maxCoreSize  = 0
 )
 
-// plan decides everything about the jail of one VMM. Nothing is done yet.
-func (j *Jailer) plan(spec Spec, user int) (sandbox.Jail, error) {
+// noVM is the size of the VM of a VMM that has none yet.
+var noVM = sandbox.Size{VCPUs: 1}
+
+// plan decides everything about the jail of a VMM that has no VM yet. Nothing is
+// done yet.
+func (j *Jailer) plan(spec Spec, user int) sandbox.Jail {
 	name := string(spec.ID)
 	id := strconv.Itoa(user)
-	files, err := j.files(spec.Files, user)
-	if err != nil {
-		return sandbox.Jail{}, err
-	}
+	fileSize := uint64(max(maxFileMiB, spec.FileMiB)) << 20
 	p := sandbox.Jail{
 		UID: user, GID: user,
 		Root:         filepath.Join(j.cfg.Dir, j.rootDir(name)),
-		Files:        files,
+		Files:        j.ownFiles(user),
 		Namespaces:   []string{"ipc", "mnt", "net", "pid", "uts"},
 		Cgroup:       "/" + j.cgroups.name + "/" + name,
-		CgroupLimits: limitsFor(spec.Size, j.disk),
-		Rlimits:      map[string]uint64{"nofile": maxOpenFiles, "fsize": maxFileSize, "core": maxCoreSize},
+		CgroupLimits: limitsFor(noVM, spec.FileMiB, j.disk),
+		Rlimits:      map[string]uint64{"nofile": maxOpenFiles, "fsize": fileSize, "core": maxCoreSize},
 		Umask:        fmt.Sprintf("%04o", umask),
 		ConsoleBytes: consoleTail,
 		Command: slices.Concat([]string{
 			j.cfg.Jailer, "--id", name, "--exec-file", j.cfg.Firecracker, "--uid", id, "--gid", id,
 			"--chroot-base-dir", j.cfg.Dir,
 			"--resource-limit", fmt.Sprintf("no-file=%d", maxOpenFiles),
-			"--resource-limit", fmt.Sprintf("fsize=%d", maxFileSize),
+			"--resource-limit", fmt.Sprintf("fsize=%d", fileSize),
 			"--",
 		}, spec.Args),
 	}
@@ -53,12 +54,25 @@ func (j *Jailer) plan(spec Spec, user int) (sandbox.Jail, error) {
 	if j.diskErr != nil {
 		p.Missing = append(p.Missing, "io.max: "+j.diskErr.Error())
 	}
-	return p, nil
+	return p
 }
 
-// files are what a VMM finds in its root directory: the links that are shared,
-// and what the jailer makes, for the VMM's user alone or out of its reach.
-func (j *Jailer) files(shared map[string]string, user int) ([]sandbox.JailFile, error) {
+// equipped is plan, of a VMM that has no VM yet, with a VM of that size and its
+// files, name to path on the host. They are looked at, and nothing else is done.
+func (j *Jailer) equipped(plan sandbox.Jail, spec Spec, size sandbox.Size, files map[string]string) (sandbox.Jail, error) {
+	shared, err := sharedFiles(files)
+	if err != nil {
+		return sandbox.Jail{}, err
+	}
+	plan.Files = slices.Concat(plan.Files, shared)
+	sortFiles(plan.Files)
+	plan.CgroupLimits = limitsFor(size, spec.FileMiB, j.disk)
+	return plan, nil
+}
+
+// ownFiles are what a VMM finds in its root directory when it begins: what the
+// jailer makes, for the VMM's user alone or out of its reach.
+func (j *Jailer) ownFiles(user int) []sandbox.JailFile {
 	own := func(path, kind, mode string) sandbox.JailFile {
 		return sandbox.JailFile{Path: path, Kind: kind, Mode: mode, UID: user, GID: user}
 	}
@@ -76,6 +90,13 @@ func (j *Jailer) files(shared map[string]string, user int) ([]sandbox.JailFile, 
 	if j.userfault {
 		files = append(files, own("/dev/userfaultfd", "device", "0600"))
 	}
+	sortFiles(files)
+	return files
+}
+
+// sharedFiles are the links that a VM's files are in the root directory.
+func sharedFiles(shared map[string]string) ([]sandbox.JailFile, error) {
+	var files []sandbox.JailFile
 	for name, source := range shared {
 		var st unix.Stat_t
 		if err := unix.Lstat(source, &st); err != nil {
@@ -86,6 +107,9 @@ func (j *Jailer) files(shared map[string]string, user int) ([]sandbox.JailFile, 
 			UID: int(st.Uid), GID: int(st.Gid), Source: source,
 		})
 	}
-	slices.SortFunc(files, func(a, b sandbox.JailFile) int { return strings.Compare(a.Path, b.Path) })
 	return files, nil
+}
+
+func sortFiles(files []sandbox.JailFile) {
+	slices.SortFunc(files, func(a, b sandbox.JailFile) int { return strings.Compare(a.Path, b.Path) })
 }

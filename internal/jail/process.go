@@ -24,10 +24,15 @@ const consoleTail = 64 << 10
 
 // Process is a VMM in its jail.
 type Process struct {
-	jail    sandbox.Jail
+	jailer  *Jailer
+	spec    Spec
 	process *os.Process
 	console tail.Buffer
 	done    chan struct{}
+
+	// view guards what changes of jail: its files and its limits.
+	view sync.Mutex
+	jail sandbox.Jail
 
 	mu   sync.Mutex
 	undo cleanup.Stack
@@ -35,8 +40,8 @@ type Process struct {
 
 // spawn starts the jailer, which becomes Firecracker: it does not fork, so the
 // child that is waited for is the VMM itself.
-func (j *Jailer) spawn(ctx context.Context, name string, plan sandbox.Jail) (*Process, error) {
-	cgroup, err := os.Open(j.cgroups.path(name))
+func (j *Jailer) spawn(ctx context.Context, spec Spec, plan sandbox.Jail) (*Process, error) {
+	cgroup, err := os.Open(j.cgroups.path(string(spec.ID)))
 	if err != nil {
 		return nil, fmt.Errorf("cgroup: %w", err)
 	}
@@ -47,7 +52,7 @@ func (j *Jailer) spawn(ctx context.Context, name string, plan sandbox.Jail) (*Pr
 		return nil, err
 	}
 	defer func() { _ = sink.Close() }()
-	p := &Process{jail: plan, done: make(chan struct{})}
+	p := &Process{jailer: j, spec: spec, jail: plan, done: make(chan struct{})}
 	p.console.Size = plan.ConsoleBytes
 	cmd := exec.Command(plan.Command[0], plan.Command[1:]...)
 	cmd.Env = []string{}
@@ -115,7 +120,49 @@ func (p *Process) end(ctx context.Context) error {
 }
 
 // Jail is what confines the VMM.
-func (p *Process) Jail() sandbox.Jail { return p.jail }
+func (p *Process) Jail() sandbox.Jail {
+	p.view.Lock()
+	defer p.view.Unlock()
+	return p.jail
+}
+
+// Equip places files in the root directory, hard links of what they name on the
+// host, and sets the limits to those of a VM of that size.
+func (p *Process) Equip(size sandbox.Size, files map[string]string) error {
+	p.mu.Lock() // not while it is cleared
+	defer p.mu.Unlock()
+	j, name := p.jailer, string(p.spec.ID)
+	plan, err := j.equipped(p.Jail(), p.spec, size, files)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(j.cfg.Faults.Hit(FaultPlace), j.place(name, plan.Files)); err != nil {
+		return err
+	}
+	if err := errors.Join(j.cfg.Faults.Hit(FaultLimit), j.cgroups.limit(name, plan.CgroupLimits)); err != nil {
+		return err
+	}
+	p.view.Lock()
+	defer p.view.Unlock()
+	p.jail.Files, p.jail.CgroupLimits = plan.Files, plan.CgroupLimits
+	return nil
+}
+
+// Take ends the VMM and moves files that it has made, name to new path on the
+// host, where VMs may share them. The path is on the filesystem of the jails.
+func (p *Process) Take(ctx context.Context, files map[string]string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if err := p.end(ctx); err != nil {
+		return err
+	}
+	for name, to := range files {
+		if err := p.jailer.take(string(p.spec.ID), name, to, p.jail.UID); err != nil {
+			return fmt.Errorf("take %s: %w", name, err)
+		}
+	}
+	return nil
+}
 
 // CheckConfined returns an error unless every thread of the VMM is confined as
 // it has to be while a guest runs. Before that, Firecracker has not yet put up

@@ -82,7 +82,7 @@ func checkOwner(path string, info fs.FileInfo) error {
 // makeRoot makes the root directory of a VMM and links its shared files into
 // it. The jailer adds devices and Firecracker itself, and refuses a directory
 // that was used before.
-func (j *Jailer) makeRoot(name string, files []sandbox.JailFile) error {
+func (j *Jailer) makeRoot(name string) error {
 	if err := j.dir.MkdirAll(j.execName(), 0o700); err != nil {
 		return fmt.Errorf("jail root: %w", err)
 	}
@@ -92,6 +92,12 @@ func (j *Jailer) makeRoot(name string, files []sandbox.JailFile) error {
 	if err := j.dir.Mkdir(j.rootDir(name), 0o700); err != nil {
 		return fmt.Errorf("jail root: %w", err)
 	}
+	return nil
+}
+
+// place puts the shared ones among files into the root directory of a VMM, which
+// may be the VMM's own by now: nothing that is there is followed or replaced.
+func (j *Jailer) place(name string, files []sandbox.JailFile) error {
 	root, err := j.dir.Open(j.rootDir(name))
 	if err != nil {
 		return fmt.Errorf("jail root: %w", err)
@@ -141,6 +147,39 @@ func checkShared(f *os.File) error {
 		return fmt.Errorf("%s is %v, want a regular file that only its owner can write", f.Name(), info.Mode())
 	}
 	return checkOwner(f.Name(), info)
+}
+
+// take moves a file that a VMM has made out of its root directory, and makes it
+// one that VMs may share. The VMM has ended, and had the files to itself until
+// then: it must not have put anything else in the place of one, nor have another
+// name for it.
+func (j *Jailer) take(name, file, to string, user int) error {
+	root, err := j.dir.Open(j.rootDir(name))
+	if err != nil {
+		return err
+	}
+	defer func() { _ = root.Close() }()
+	fd, err := unix.Openat(int(root.Fd()), file, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: file, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), file)
+	defer func() { _ = f.Close() }()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &fs.PathError{Op: "stat", Path: file, Err: err}
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || int(st.Uid) != user || st.Nlink != 1 {
+		return fmt.Errorf("%s is not a file that the VMM has made", file)
+	}
+	if err := errors.Join(f.Chown(os.Geteuid(), os.Getegid()), f.Chmod(0o444)); err != nil {
+		return err
+	}
+	err = unix.Renameat2(int(root.Fd()), file, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	if err != nil {
+		return &os.LinkError{Op: "rename", Old: file, New: to, Err: err}
+	}
+	return nil
 }
 
 // removeRoot removes the root directory of a VMM and all that is in it. It may

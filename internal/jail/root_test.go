@@ -124,7 +124,7 @@ func TestRootsWithstandTheirOwner(t *testing.T) {
 	rounds := 0
 	for ; links.Load() < races; rounds++ {
 		name := fmt.Sprint("vm-", rounds)
-		if err := j.makeRoot(name, shared("rootfs", source)); err != nil {
+		if err := errors.Join(j.makeRoot(name), j.place(name, shared("rootfs", source))); err != nil {
 			t.Fatal(err)
 		}
 		// The jailer hands the root directory over, and what it makes in it.
@@ -220,7 +220,7 @@ func TestALinkInTheWayOfAJailIsRefused(t *testing.T) {
 		if err := errors.Join(os.MkdirAll(filepath.Dir(at), 0o700), os.Symlink(victim, at)); err != nil {
 			t.Fatal(err)
 		}
-		if err := j.makeRoot("vm-1", shared("rootfs", image(t))); err == nil {
+		if err := errors.Join(j.makeRoot("vm-1"), j.place("vm-1", shared("rootfs", image(t)))); err == nil {
 			t.Errorf("%s is a link and was used", path)
 		}
 		check()
@@ -232,7 +232,8 @@ func TestALinkInTheWayOfAJailIsRefused(t *testing.T) {
 func TestMakeRootLinksAndSharesNothingElse(t *testing.T) {
 	j := newJailer(t)
 	source := image(t)
-	if err := j.makeRoot("vm-1", append(shared("rootfs", source), sandbox.JailFile{Path: "/dev", Kind: "dir"})); err != nil {
+	files := append(shared("rootfs", source), sandbox.JailFile{Path: "/dev", Kind: "dir"})
+	if err := errors.Join(j.makeRoot("vm-1"), j.place("vm-1", files)); err != nil {
 		t.Fatal(err)
 	}
 	root := filepath.Join(j.cfg.Dir, "firecracker", "vm-1", "root")
@@ -251,7 +252,7 @@ func TestMakeRootLinksAndSharesNothingElse(t *testing.T) {
 	if !os.SameFile(linked, original) {
 		t.Error("the image was copied")
 	}
-	if err := j.makeRoot("vm-1", nil); !errors.Is(err, os.ErrExist) {
+	if err := j.makeRoot("vm-1"); !errors.Is(err, os.ErrExist) {
 		t.Errorf("a root directory was used twice: %v", err)
 	}
 }
@@ -279,13 +280,14 @@ func TestOnlySoundFilesAreShared(t *testing.T) {
 	}
 	for i, name := range names {
 		j := newJailer(t)
-		if err := j.makeRoot(fmt.Sprint("vm-", i), shared("rootfs", at(name))); err == nil {
+		vm := fmt.Sprint("vm-", i)
+		if err := errors.Join(j.makeRoot(vm), j.place(vm, shared("rootfs", at(name)))); err == nil {
 			t.Errorf("%s was shared", name)
 		}
 	}
 	if os.Geteuid() == 0 {
 		j := newJailer(t)
-		if err := j.makeRoot("vm-1", shared("rootfs", "/dev/null")); err == nil {
+		if err := errors.Join(j.makeRoot("vm-1"), j.place("vm-1", shared("rootfs", "/dev/null"))); err == nil {
 			t.Error("a device was shared")
 		}
 	}

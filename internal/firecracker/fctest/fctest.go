@@ -42,7 +42,7 @@ const (
 	Silent Mode = "silent"
 	// Mute boots a guest that accepts a connection and never says hello.
 	Mute Mode = "mute"
-	// Stillborn exits when it is told to boot.
+	// Stillborn exits when it is told to boot, or to load a snapshot.
 	Stillborn Mode = "stillborn"
 	// Deaf never opens its API socket.
 	Deaf Mode = "deaf"
@@ -111,11 +111,6 @@ func (l *Launcher) Launch(ctx context.Context, spec firecracker.LaunchSpec) (_ f
 		return nil, err
 	}
 	undo.Add("root", func(context.Context) error { return os.RemoveAll(root) })
-	for name, source := range spec.Files {
-		if err := os.Link(source, filepath.Join(root, name)); err != nil {
-			return nil, err
-		}
-	}
 	self, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -172,6 +167,29 @@ type process struct {
 func (p *process) Dial(ctx context.Context, name string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "unix", filepath.Join(p.root, name))
+}
+
+// Equip links files into the fake's directory.
+func (p *process) Equip(_ sandbox.Size, files map[string]string) error {
+	for name, source := range files {
+		if err := os.Link(source, filepath.Join(p.root, name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Take ends the fake and moves files that it has made.
+func (p *process) Take(ctx context.Context, files map[string]string) error {
+	if err := p.end(ctx); err != nil {
+		return err
+	}
+	for name, to := range files {
+		if err := errors.Join(os.Rename(filepath.Join(p.root, name), to), os.Chmod(to, 0o444)); err != nil { //nolint:gosec // it is shared
+			return err
+		}
+	}
+	return nil
 }
 
 // A fake is not confined, and claims nothing else.

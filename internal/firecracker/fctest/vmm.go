@@ -8,12 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"slices"
-	"strings"
 	"sync"
-
-	"github.com/emberd/emberd/internal/agent/agenttest"
 )
 
 // agentPort is the port on which the guest's agent listens.
@@ -26,8 +21,9 @@ type vmm struct {
 	guest *guestListener
 
 	mu       sync.Mutex
-	bodies   map[string]map[string]any // what was PUT, by path
-	booted   bool
+	vm       machine
+	running  bool
+	paused   bool
 	exitCode int
 }
 
@@ -39,7 +35,7 @@ func run(mode Mode, args []string) int {
 		return 153 // Firecracker's status for bad arguments
 	}
 	ctx, stop := context.WithCancel(context.Background())
-	v := &vmm{mode: mode, stop: stop, guest: newGuestListener(), bodies: map[string]map[string]any{}}
+	v := &vmm{mode: mode, stop: stop, guest: newGuestListener()}
 	if mode == Deaf {
 		<-ctx.Done()
 	}
@@ -68,89 +64,15 @@ func flagValue(args []string, name string) (string, bool) {
 // this process's working directory.
 func jailPath(path string) string { return "." + path }
 
-// fields are the bodies that the API takes, by path: every field it knows.
-var fields = map[string][]string{
-	"/machine-config": {"vcpu_count", "mem_size_mib"},
-	"/cpu-config":     {"cpuid_modifiers"},
-	"/boot-source":    {"kernel_image_path", "initrd_path", "boot_args"},
-	"/drives/rootfs":  {"drive_id", "path_on_host", "is_root_device", "is_read_only"},
-	"/vsock":          {"guest_cid", "uds_path"},
-	"/entropy":        {},
-	"/actions":        {"action_type"},
-}
-
 func (v *vmm) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if err := v.put(r); err != nil { //nolint:contextcheck // a guest outlives the request that boots it
+	if err := v.call(r); err != nil { //nolint:contextcheck // a guest outlives the request that boots it
 		w.WriteHeader(http.StatusBadRequest)
 		_ = json.NewEncoder(w).Encode(map[string]string{"fault_message": err.Error()})
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)
-}
-
-func (v *vmm) put(r *http.Request) error {
-	known, ok := fields[r.URL.Path]
-	switch {
-	case r.Method != http.MethodPut || !ok:
-		return fmt.Errorf("invalid request method and/or path: %s %s", r.Method, r.URL.Path)
-	case v.mode == Refusing:
-		return fmt.Errorf("refused")
-	case v.booted:
-		return fmt.Errorf("the requested operation is not supported after starting the microVM")
-	}
-	var body map[string]any
-	if err := json.NewDecoder(r.Body).Decode(&body); err != nil {
-		return err
-	}
-	for field, value := range body {
-		if !slices.Contains(known, field) {
-			return fmt.Errorf("unknown field `%s`", field)
-		}
-		// Files are opened when they are named, as Firecracker does.
-		if path, _ := value.(string); strings.HasSuffix(field, "_path") || field == "path_on_host" {
-			if field == "uds_path" {
-				continue
-			}
-			if _, err := os.Stat(jailPath(path)); err != nil {
-				return err
-			}
-		}
-	}
-	v.bodies[r.URL.Path] = body
-	switch r.URL.Path {
-	case "/vsock":
-		return v.listenVsock(body["uds_path"].(string))
-	case "/actions":
-		return v.start(body["action_type"].(string))
-	}
-	return nil
-}
-
-// start boots the guest.
-func (v *vmm) start(actionType string) error {
-	args, _ := v.bodies["/boot-source"]["boot_args"].(string)
-	if actionType != "InstanceStart" || args == "" {
-		return fmt.Errorf("cannot start the microVM without a kernel")
-	}
-	v.booted = true
-	fmt.Println("fake firecracker: guest console begins")
-	switch v.mode {
-	case Stillborn:
-		fmt.Println("fake firecracker: stillborn")
-		v.exitCode = 1
-		v.stop()
-	case Sound:
-		cfg := agenttest.Config{Interpreter: "python3"}
-		for arg := range strings.FieldsSeq(args) {
-			if interpreter, ok := strings.CutPrefix(arg, "emberd.interpreter="); ok {
-				cfg.Interpreter = interpreter
-			}
-		}
-		go func() { _ = agenttest.Serve(context.Background(), v.guest, cfg) }()
-	}
-	return nil
 }
 
 // listenVsock serves Firecracker's host side of vsock: a connection begins with
@@ -175,7 +97,7 @@ func (v *vmm) listenVsock(path string) error {
 func (v *vmm) connect(conn net.Conn) {
 	line, err := bufio.NewReaderSize(io.LimitReader(conn, 32), 32).ReadString('\n')
 	v.mu.Lock()
-	listening := v.booted && (v.mode == Sound || v.mode == Mute)
+	listening := v.running && !v.paused && (v.mode == Sound || v.mode == Mute)
 	v.mu.Unlock()
 	if err != nil || line != "CONNECT "+agentPort+"\n" || !listening {
 		_ = conn.Close()

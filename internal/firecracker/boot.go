@@ -1,0 +1,68 @@
+package firecracker
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/fault"
+)
+
+// Fault points of [Boot], one for each step after the launch.
+const (
+	FaultEquip   = "firecracker.equip"
+	FaultMachine = "firecracker.machine"
+	FaultCPU     = "firecracker.cpu"
+	FaultKernel  = "firecracker.kernel"
+	FaultDrive   = "firecracker.drive"
+	FaultVsock   = "firecracker.vsock"
+	FaultEntropy = "firecracker.entropy"
+	FaultStart   = "firecracker.start"
+	FaultConfine = "firecracker.confine"
+)
+
+// FaultPoints are the steps of [Boot] that a test can break.
+var FaultPoints = []string{
+	FaultLaunch, FaultAPI, FaultEquip, FaultMachine, FaultCPU, FaultKernel, FaultDrive, FaultVsock, FaultEntropy,
+	FaultStart, FaultConfine,
+}
+
+// Config is the VM to boot. Paths are the host's.
+type Config struct {
+	ID       sandbox.VMID
+	Size     sandbox.Size
+	Kernel   string
+	Initrd   string
+	Rootfs   string
+	BootArgs string
+	// Snapshots says that [VM.Snapshot] is going to be called.
+	Snapshots bool
+}
+
+// Boot starts a microVM and returns when its vCPUs run. The guest is then at
+// the beginning of its boot: nothing answers on vsock yet.
+func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (*VM, error) {
+	fileMiB := 0
+	if cfg.Snapshots {
+		fileMiB = cfg.Size.MemoryMiB
+	}
+	shell, err := Launch(ctx, l, cfg.ID, fileMiB, faults)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string]string{kernelFile: cfg.Kernel, initrdFile: cfg.Initrd, rootfsFile: cfg.Rootfs}
+	vm, err := shell.become(ctx, cfg.Size, files, []step{
+		{FaultMachine, http.MethodPut, "/machine-config", machineConfig{VCPUs: cfg.Size.VCPUs, MemoryMiB: cfg.Size.MemoryMiB}},
+		{FaultCPU, http.MethodPut, "/cpu-config", withoutVirtualisation},
+		{FaultKernel, http.MethodPut, "/boot-source", bootSource{KernelPath: "/" + kernelFile, InitrdPath: "/" + initrdFile, BootArgs: cfg.BootArgs}},
+		{FaultDrive, http.MethodPut, "/drives/rootfs", drive{ID: "rootfs", Path: "/" + rootfsFile, IsReadOnly: true}},
+		{FaultVsock, http.MethodPut, "/vsock", vsockDevice{GuestCID: guestCID, UDSPath: "/" + vsockSocket}},
+		{FaultEntropy, http.MethodPut, "/entropy", entropyDevice{}},
+		{FaultStart, http.MethodPut, "/actions", action{Type: "InstanceStart"}},
+	}, faults)
+	if err != nil {
+		return nil, fmt.Errorf("boot microVM: %w", err)
+	}
+	return vm, nil
+}

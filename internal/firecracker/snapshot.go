@@ -1,0 +1,93 @@
+package firecracker
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"path/filepath"
+
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/fault"
+)
+
+// Fault points of [VM.Snapshot].
+const (
+	FaultPause = "firecracker.pause"
+	FaultSave  = "firecracker.save"
+	FaultTake  = "firecracker.take"
+)
+
+// SnapshotFaultPoints are the steps of [VM.Snapshot] that a test can break.
+var SnapshotFaultPoints = []string{FaultPause, FaultSave, FaultTake}
+
+// FaultLoad is the fault point of loading a snapshot.
+const FaultLoad = "firecracker.load"
+
+// RestoreFaultPoints are the steps of [Shell.Restore] that a test can break.
+var RestoreFaultPoints = []string{FaultEquip, FaultLoad, FaultConfine}
+
+// Snapshot is a microVM that was stopped. Any number of VMs may be restored from
+// it, at the same time too: its files are shared and never written, and must
+// stay as they are for as long as one of the VMs runs.
+type Snapshot struct {
+	Size sandbox.Size
+	// Rootfs is the image that the VM had as its root drive.
+	Rootfs string
+	// State holds the devices and the vCPUs, Memory the guest's memory.
+	State, Memory string
+}
+
+// SnapshotIn is the snapshot that [VM.Snapshot] left in dir.
+func SnapshotIn(dir string, size sandbox.Size, rootfs string) Snapshot {
+	return Snapshot{
+		Size: size, Rootfs: rootfs,
+		State: filepath.Join(dir, stateFile), Memory: filepath.Join(dir, memoryFile),
+	}
+}
+
+// Snapshot stops a VM that was booted for it, for good, and leaves the snapshot
+// in dir, on the filesystem of the jails. Nothing may be connected to the guest.
+// The caller kills the VM.
+func (vm *VM) Snapshot(ctx context.Context, dir string, faults *fault.Set) error {
+	api := newAPIClient(vm.dialAPI)
+	defer api.close()
+	for _, step := range []step{
+		{FaultPause, http.MethodPatch, "/vm", vmState{State: "Paused"}},
+		{FaultSave, http.MethodPut, "/snapshot/create", snapshotCreate{Type: "Full", StatePath: "/" + stateFile, MemoryPath: "/" + memoryFile}},
+	} {
+		if err := faults.Hit(step.fault); err != nil {
+			return err
+		}
+		if err := api.call(ctx, step.method, step.path, step.body); err != nil {
+			return fmt.Errorf("snapshot: %w\nconsole: %s", err, vm.Console())
+		}
+	}
+	if err := faults.Hit(FaultTake); err != nil {
+		return err
+	}
+	err := vm.process.Take(ctx, map[string]string{
+		stateFile: filepath.Join(dir, stateFile), memoryFile: filepath.Join(dir, memoryFile),
+	})
+	if err != nil {
+		return fmt.Errorf("snapshot: %w", err)
+	}
+	return nil
+}
+
+// Restore makes the shell the VM of a snapshot and returns when its vCPUs run:
+// the guest goes on where it was stopped, except that its connections are gone.
+// On error nothing is left of the shell.
+func (s *Shell) Restore(ctx context.Context, snap Snapshot, faults *fault.Set) (*VM, error) {
+	files := map[string]string{rootfsFile: snap.Rootfs, stateFile: snap.State, memoryFile: snap.Memory}
+	vm, err := s.become(ctx, snap.Size, files, []step{
+		{FaultLoad, http.MethodPut, "/snapshot/load", snapshotLoad{
+			StatePath: "/" + stateFile,
+			Memory:    memoryBackend{Type: "File", Path: "/" + memoryFile},
+			Resume:    true,
+		}},
+	}, faults)
+	if err != nil {
+		return nil, fmt.Errorf("restore microVM: %w", err)
+	}
+	return vm, nil
+}
