@@ -5,39 +5,30 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"sync/atomic"
 	"time"
 
-	"github.com/emberd/emberd/internal/agent"
 	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/sandbox"
-	"github.com/emberd/emberd/internal/vsock"
 	"github.com/emberd/emberd/internal/x/fault"
 )
-
-// FaultHello is the fault point of waiting for the agent.
-const FaultHello = "provision.hello"
-
-// FaultPoints are the steps of [Cold.Provision] itself that a test can break.
-var FaultPoints = []string{FaultHello}
-
-// agentPort is the vsock port the guest's agent listens on.
-const agentPort = 1024
-
-// dialInterval is how often the guest is asked whether its agent is up. One try
-// costs a few system calls on the host and an interrupt in the guest.
-const dialInterval = 10 * time.Millisecond
 
 // attempts is how often a boot is tried. A guest that stalls while booting is
 // rare and has nothing to do with what was asked for, so it gets one more try.
 const attempts = 2
 
 // bootArgs is the guest's kernel command line, before what depends on the pack.
+// What differs between the VMs of a pack is not in it: the agent is told that.
 // The i8042 options save the probing of a keyboard that is not there; a guest
 // that panics reboots, which ends its VMM.
 const bootArgs = "console=ttyS0 reboot=k panic=1 pci=off quiet " +
 	"i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on"
+
+// BootArgs is the kernel command line of the VMs of a pack.
+func BootArgs(p pack.Pack) string {
+	return bootArgs + " emberd.interpreter=" + p.Interpreter
+}
 
 // ColdConfig is what every cold boot shares.
 type ColdConfig struct {
@@ -99,9 +90,6 @@ func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
 	}
 }
 
-// errEnded is a VMM that is gone before its guest was up.
-var errEnded = errors.New("the VMM ended before the guest was up")
-
 // errStalled is a guest that runs and never says hello.
 var errStalled = errors.New("the guest did not say hello in time")
 
@@ -110,51 +98,20 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (*VM, err
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w (%v)", errStalled, limit))
 	defer cancel()
 	fc, err := firecracker.Boot(ctx, c.cfg.Launcher, firecracker.Config{
-		ID:     id,
-		Size:   req.Limits.Size,
-		Kernel: c.cfg.Kernel,
-		Initrd: c.cfg.Initrd,
-		Rootfs: req.Pack.RootfsPath,
-		BootArgs: fmt.Sprintf("%s emberd.interpreter=%s emberd.disk_mib=%d emberd.pids=%d",
-			bootArgs, req.Pack.Interpreter, req.Limits.DiskMiB, req.Limits.PIDs),
+		ID:       id,
+		Size:     req.Limits.Size,
+		Kernel:   c.cfg.Kernel,
+		Initrd:   c.cfg.Initrd,
+		Rootfs:   req.Pack.RootfsPath,
+		BootArgs: BootArgs(req.Pack),
 	}, c.cfg.Faults)
 	if err != nil {
 		return nil, err
 	}
-	session, err := c.hello(ctx, fc)
+	vm, err := Ready(ctx, fc, Identity{ID: id, Limits: req.Limits, BootPath: sandbox.ColdBoot}, c.cfg.Log, c.cfg.Faults)
 	if err != nil {
-		err = fmt.Errorf("%w\nconsole: %s", err, strings.TrimSpace(fc.Console()))
-		return nil, errors.Join(err, fc.Kill(ctx))
-	}
-	return &VM{ID: id, Agent: session, BootPath: sandbox.ColdBoot, vm: fc}, nil
-}
-
-// hello waits until the guest's agent listens and has answered the handshake.
-func (c *Cold) hello(ctx context.Context, fc *firecracker.VM) (*agent.Session, error) {
-	if err := c.cfg.Faults.Hit(FaultHello); err != nil {
 		return nil, err
 	}
-	tick := time.NewTicker(dialInterval)
-	defer tick.Stop()
-	for {
-		conn, err := fc.Dial(ctx, agentPort)
-		if err == nil {
-			session, err := agent.Open(ctx, conn, c.cfg.Log)
-			if err != nil && ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			return session, err
-		}
-		next := tick.C
-		if !errors.Is(err, vsock.ErrRefused) {
-			next = nil // the socket is of no use any more
-		}
-		select {
-		case <-ctx.Done():
-			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
-		case <-fc.Done():
-			return nil, errEnded
-		case <-next:
-		}
-	}
+	vm.warmUp(c.cfg.Log)
+	return vm, nil
 }

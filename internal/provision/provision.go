@@ -2,14 +2,17 @@
 // pack and size.
 //
 // The one idea: however a VM comes to be, it is handed over ready, which means
-// its agent has answered, or not at all. [Cold] boots one from its kernel. A
-// faster way wraps a slower one and is a [Provisioner] like it.
+// its agent has answered and given it an identity, or not at all. [Cold] boots
+// one from its kernel. A faster way wraps a slower one and is a [Provisioner]
+// like it.
 //
 // The package keeps no list of what it made; a VM belongs to whoever asked.
 package provision
 
 import (
 	"context"
+	"log/slog"
+	"sync"
 
 	"github.com/emberd/emberd/internal/agent"
 	"github.com/emberd/emberd/internal/firecracker"
@@ -25,7 +28,9 @@ type Request struct {
 	BootPath sandbox.BootPath
 	// Begin is called before the first side effect on the host, with the id of
 	// the VM that is about to be made, so that the caller has a record of it. An
-	// error ends the request. It is not called for a VM that exists already.
+	// error ends the request. It is called again, with another id, when nothing
+	// is left of the first VM and another one is made. It is not called for a VM
+	// that exists already.
 	Begin func(sandbox.VMID) error
 }
 
@@ -44,7 +49,19 @@ type VM struct {
 	Agent    *agent.Session
 	BootPath sandbox.BootPath
 
-	vm *firecracker.VM
+	vm      *firecracker.VM
+	warming sync.WaitGroup
+}
+
+// warmUp has the agent start the interpreter ahead of the first program, which
+// need not wait for it.
+func (v *VM) warmUp(log *slog.Logger) {
+	v.warming.Go(func() {
+		// It ends with the session.
+		if err := v.Agent.Warm(context.Background()); err != nil {
+			log.Debug("interpreter was not warmed up", "vm", v.ID, "err", err)
+		}
+	})
 }
 
 // Done is closed when the VMM has ended, for whatever reason.
@@ -60,5 +77,6 @@ func (v *VM) Jail() sandbox.Jail { return v.vm.Jail() }
 // called again.
 func (v *VM) Kill(ctx context.Context) error {
 	_ = v.Agent.Close() // the connection dies with the VM in any case
+	v.warming.Wait()
 	return v.vm.Kill(ctx)
 }

@@ -15,6 +15,7 @@ import (
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
 	"github.com/emberd/emberd/internal/guest/boot"
+	"github.com/emberd/emberd/internal/guest/identity"
 	"github.com/emberd/emberd/internal/guest/reaper"
 	"github.com/emberd/emberd/internal/guest/server"
 	"github.com/emberd/emberd/internal/vsock"
@@ -52,7 +53,7 @@ func serveGuest() error {
 		var reaping sync.WaitGroup
 		reaping.Go(func() { dead.Run(context.Background()) })
 		return server.New(server.Config{
-			Interpreter: sh, BuildID: "good", Reaper: dead, CgroupRoot: boot.ProgramsCgroup,
+			Interpreter: sh, BuildID: "good", Reaper: dead, CgroupRoot: boot.ProgramsCgroup, Arm: identity.New().Take,
 		}).Serve(context.Background(), l)
 	}
 	for {
@@ -93,8 +94,13 @@ func misserve(conn net.Conn) {
 				misbehave(string(exec.GetCode()), conn, stream)
 				return
 			}
-			_ = agentv1.NewFrameWriter(stream).WriteMessage(agentv1.FrameHello,
-				&agentv1.HelloReply{ProtocolVersion: agentv1.ProtocolVersion, BuildId: evilAgent})
+			w := agentv1.NewFrameWriter(stream)
+			if req.GetHello() != nil {
+				_ = w.WriteMessage(agentv1.FrameHello,
+					&agentv1.HelloReply{ProtocolVersion: agentv1.ProtocolVersion, BuildId: evilAgent})
+			} else {
+				_ = w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+			}
 			_, _ = io.Copy(io.Discard, stream)
 		}()
 	}
