@@ -22,17 +22,17 @@ var rank = map[string]int{
 	"internal/sandbox": 1, "api": 1, "packs": 1, "kernel": 1,
 	"internal/vsock": 2, "internal/paths": 2, "internal/kernel": 2, "internal/debstrap": 2, "client": 2,
 	"internal/apikey": 3, "internal/pack": 3, "internal/firecracker": 3, "internal/jail": 3, "internal/store": 3, "internal/agent": 3,
-	"internal/provision": 4, "internal/provision/pool": 6,
+	"internal/provision": 4, "internal/provision/template": 5, "internal/provision/pool": 6,
 	"internal/engine":    7,
 	"internal/httpapi":   8, "internal/doctor": 8, "internal/machine": 8, "internal/setup": 8,
 	"internal/daemon": 9, "cmd": 10,
 
 	// Inside the guest the same numbers mean the same thing.
-	"internal/guest/boot": 3, "internal/guest/reaper": 3,
-	"internal/guest/identity": 4, "internal/guest/proc": 4, "internal/guest/warm": 5,
-	"internal/guest/server": 6, "internal/guest/machine": 6,
-	"internal/agent/agenttest":    6, // runs the real guest in the test process
-	"internal/firecracker/fctest": 7,
+	"internal/guest/boot": 2, "internal/guest/reaper": 2,
+	"internal/guest/identity": 3, "internal/guest/proc": 3, "internal/guest/warm": 4,
+	"internal/guest/server": 5, "internal/guest/machine": 6,
+	"internal/agent/agenttest":    7, // runs the real guest in the test process
+	"internal/firecracker/fctest": 8,
 }
 
 // banned lists edges that rank alone would allow, with the reason to print.
