@@ -37,6 +37,10 @@ test-http: ## the API against a browser, a fuzzer and slow clients
 test-real: build ## the tests of real microVMs, inside the machine
 	./test/real.sh
 
+.PHONY: test-long
+test-long: build ## floods, bombs and residue at full length; most of an hour, not in CI
+	./test/real.sh -long -test.timeout 90m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets)$$'
+
 .PHONY: bench
 bench: build ## what a sandbox's life costs, inside the machine
 	./test/real.sh -test.run '^$$' -test.bench . -test.benchtime 1x

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -111,13 +112,13 @@ func peak(t *testing.T, pid int) (grown func() int64) {
 	}
 }
 
-// connects tries to reach the host from the guest, by as many connections as
-// four seconds allow, and prints how many there were and how many were taken.
+// connects tries to reach the host from the guest, port after port, for some
+// seconds, and prints how many connections there were and how many were taken.
 const connects = `
 import socket, time
-end, tried, taken, port = time.monotonic() + 4, 0, 0, 0
+end, tried, taken, port = time.monotonic() + %d, 0, 0, 0
 while time.monotonic() < end:
-    port = port % 65535 + 1
+    port = port %% 65535 + 1
     s = socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM)
     s.settimeout(1)
     tried += 1
@@ -130,100 +131,181 @@ while time.monotonic() < end:
 print(tried, taken)
 `
 
-// Whatever a guest pours out, the daemon stays small and answers, and so does
-// the sandbox.
-func TestFloods(t *testing.T) {
-	d := startProcess(t)
-	ids := map[string]string{}
-	for _, pack := range []string{"shell", "python"} {
-		id, err := d.Create(t.Context(), pack)
-		if err != nil {
-			t.Fatal(err)
-		}
-		ids[pack] = id
-	}
-	files, err := oracle.Files(d.pid)
-	if err != nil {
-		t.Fatal(err)
-	}
-	disk := takeDisk(t, d.data)
-	health := oracle.Watch(t.Context(), 100*time.Millisecond, d.Healthy)
+// maxGrowth is what all floods together may cost the daemon.
+const maxGrowth = 32 << 20
 
-	for _, tt := range []struct {
-		name, pack, code string
-		timeout          time.Duration
-		check            func(t *testing.T, res client.Result)
-	}{
-		{"console", "shell", "yes 'level=INFO msg=forged \x1b[2J' >/dev/ttyS0", 3 * time.Second, nil},
-		// What is not UTF-8 is sent twice.
-		{"output", "shell", `head -c 17M /dev/zero | tr '\0' '\377'`, 0, func(t *testing.T, res client.Result) {
+// lineSize is the length of a line without an end: more than a result can hold.
+func lineSize() int { return span(17<<20, 1<<30) }
+
+// floods are what the sandboxes of [TestFloods] pour out, all at once, each for as
+// long as it says. What is read of them is checked.
+func floods(length time.Duration) []flood {
+	seconds := int(length.Seconds())
+	return []flood{
+		{"zeros on the console", "shell", "cat /dev/zero >/dev/ttyS0", length, nil},
+		{"a forged log on the console", "shell", "yes 'level=INFO msg=forged \x1b[2J' >/dev/ttyS0", length, nil},
+		{"the kernel's messages", "shell", "while :; do echo 'forged \x1b[2J' >/dev/kmsg; done", length, nil},
+		{"lines", "lines", "yes", length, func(t *testing.T, res client.Result) { checkCut(t, res.Stdout, res.StdoutTruncated, res.Err) }},
+		{"zeros", "lines", "cat /dev/zero >&2", length, func(t *testing.T, res client.Result) { checkCut(t, res.Stderr, res.StderrTruncated, res.Err) }},
+		{"one line", "line", fmt.Sprintf(`head -c %d /dev/zero | tr '\0' '\377'`, lineSize()), 0, func(t *testing.T, res client.Result) {
 			if len(res.Stdout) != 16<<20 || !res.StdoutTruncated || res.ExitCode != 0 {
 				t.Errorf("%d bytes, truncated %v, exit %d", len(res.Stdout), res.StdoutTruncated, res.ExitCode)
 			}
 		}},
-		{"connections", "python", connects, 0, func(t *testing.T, res client.Result) {
+		{"connections", "python", fmt.Sprintf(connects, seconds), 0, func(t *testing.T, res client.Result) {
 			var tried, taken int
 			if _, err := fmt.Sscan(string(res.Stdout), &tried, &taken); err != nil || tried < 10 || taken > 0 {
 				t.Errorf("connections: %q, want many tried and none taken", res.Stdout)
 			}
 			t.Logf("%d connections tried, %d taken", tried, taken)
 		}},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			grown := peak(t, d.pid)
-			res, err := d.Exec(t.Context(), ids[tt.pack], client.Program{Code: tt.code, Timeout: tt.timeout})
+	}
+}
+
+// flood is a program that never stops writing, and the sandbox that it runs in.
+type flood struct {
+	name, in, code string
+	timeout        time.Duration
+	check          func(t *testing.T, res client.Result)
+}
+
+// outputLimit is what the results of one sandbox hold, in bytes, so that all of
+// them together fit into what the floods may cost.
+const outputLimit = 2 << 20
+
+// checkCut looks for output that was cut at the limit, of a program that was ended
+// by its limit of time. In seconds it may not come to that.
+func checkCut(t *testing.T, output []byte, truncated bool, why string) {
+	t.Helper()
+	if len(output) > outputLimit || truncated != (len(output) == outputLimit) || *long && !truncated || why == "" {
+		t.Errorf("%d bytes, truncated %v, %q; want %d, truncated, by a limit of time", len(output), truncated, why, outputLimit)
+	}
+}
+
+// Whatever guests pour out, the daemon stays small and answers, and so do the
+// sandboxes.
+func TestFloods(t *testing.T) {
+	d := startProcess(t)
+	length := span(10*time.Second, 10*time.Minute)
+	ids := map[string]string{}
+	for name, of := range map[string]struct {
+		pack   string
+		output int
+	}{"shell": {"shell", 0}, "lines": {"shell", outputLimit}, "line": {"shell", 0}, "python": {"python", 0}} {
+		id, err := d.Create(t.Context(), of.pack, client.WithLimits(client.Limits{OutputBytes: of.output}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ids[name] = id
+	}
+	files, err := oracle.Files(d.pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	disk := takeDisk(t, d.data)
+	grown := peak(t, d.pid)
+	health := oracle.Watch(t.Context(), 100*time.Millisecond, d.Healthy)
+
+	var pouring sync.WaitGroup
+	for _, f := range floods(length) {
+		pouring.Go(func() {
+			res, err := d.Exec(t.Context(), ids[f.in], client.Program{Code: f.code, Timeout: f.timeout})
 			if err != nil {
-				t.Fatal(err)
+				t.Errorf("%s: %v", f.name, err)
+				return
 			}
-			if tt.check != nil {
-				tt.check(t, res)
-			}
-			g := grown()
-			t.Logf("%d bytes of output in %v, the daemon grew by %d KiB", len(res.Stdout), res.Duration, g>>10)
-			if g > maxGrowth {
-				t.Errorf("the daemon grew by %d KiB, %d are allowed", g>>10, maxGrowth>>10)
+			t.Logf("%s: %d and %d bytes of output in %v", f.name, len(res.Stdout), len(res.Stderr), res.Duration)
+			if f.check != nil {
+				f.check(t, res)
 			}
 		})
 	}
-	t.Run("slow client", func(t *testing.T) { readSlowly(t, d, ids["shell"]) })
+	for _, every := range []time.Duration{0, span(50*time.Millisecond, time.Second)} {
+		pouring.Go(func() { readSlowly(t, d, ids["lines"], length, every) })
+	}
+	pouring.Wait()
 
-	for _, id := range ids {
+	p, g := health.Stop(), grown()
+	t.Logf("/healthz: %v; the daemon grew by %d KiB", p, g>>10)
+	oracle.Report(t, p.Findings("/healthz", span(2*time.Second, time.Second)))
+	if g > maxGrowth {
+		t.Errorf("the daemon grew by %d KiB, %d are allowed", g>>10, maxGrowth>>10)
+	}
+	for name, id := range ids {
 		if _, err := d.Exec(t.Context(), id, client.Program{Code: "1"}); err != nil {
-			t.Errorf("afterwards: %v", err)
+			t.Errorf("%s: afterwards: %v", name, err)
 		}
 	}
-	p := health.Stop()
-	t.Logf("/healthz: %v", p)
-	oracle.Report(t, p.Findings("/healthz", 2*time.Second))
 	checkOpenFiles(t, d.pid, files)
 	if now := takeDisk(t, d.data); now != disk {
 		t.Errorf("the data directory holds %d bytes, it held %d", now, disk)
 	}
+	deleteUnderFlood(t, d, ids)
 }
 
-// maxGrowth is what a flood may cost the daemon: the 16 MiB that a result can
-// hold, and what the runtime takes for as much again.
-const maxGrowth = 32 << 20
-
-// readSlowly has a client ask for a large answer and read hardly any of it.
-func readSlowly(t *testing.T, d *process, id string) {
+// deleteUnderFlood deletes each sandbox while it pours out what it can.
+func deleteUnderFlood(t *testing.T, d *process, ids map[string]string) {
 	t.Helper()
-	grown := peak(t, d.pid)
-	const body = `{"code":"head -c 4000000 /dev/zero | tr '\\0' x"}`
-	resp, err := http.Post("http://"+d.addr+"/sandboxes/"+id+"/exec", "", strings.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for range 30 {
-		if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+	var pouring sync.WaitGroup
+	defer pouring.Wait()
+	for _, f := range floods(time.Minute) {
+		id, ok := ids[f.in]
+		if !ok {
+			continue
+		}
+		delete(ids, f.in)
+		// It is cut off, and how is its own affair.
+		pouring.Go(func() { _, _ = d.Exec(t.Context(), id, client.Program{Code: f.code, Timeout: time.Minute}) })
+		time.Sleep(time.Second)
+		in, err := d.Inspect(t.Context(), id)
+		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(50 * time.Millisecond)
+		began := time.Now()
+		if err := d.Delete(t.Context(), id); err != nil {
+			t.Errorf("%s: %v", f.name, err)
+		}
+		checkGone(t, f.name, in.Jail.PID, began, 5*time.Second)
 	}
-	_ = resp.Body.Close()
-	http.DefaultClient.CloseIdleConnections()
-	if g := grown(); g > maxGrowth {
-		t.Errorf("the daemon grew by %d KiB", g>>10)
+}
+
+// readSlowly has a client ask for a large answer and read a byte of it now and
+// then, or none if every is zero. The daemon may end the connection before the
+// client does.
+func readSlowly(t *testing.T, d *process, id string, length, every time.Duration) {
+	// What is not UTF-8 is sent twice, which is more than a connection holds.
+	const body = `{"code":"head -c 4000000 /dev/zero | tr '\\0' '\\377'"}`
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "http://"+d.addr+"/sandboxes/"+id+"/exec", strings.NewReader(body))
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	end := time.After(length)
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		t.Errorf("slow client: %v", err)
+		return
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if every == 0 {
+		<-end
+		return
+	}
+	tick := time.NewTicker(every)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-end:
+			t.Logf("slow client: %d bytes in %v", n, length)
+			return
+		case <-tick.C:
+		}
+		if _, err := io.ReadFull(resp.Body, make([]byte, 1)); err != nil {
+			t.Logf("slow client: ended after %d bytes: %v", n, err)
+			return
+		}
 	}
 }
 

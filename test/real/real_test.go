@@ -7,12 +7,23 @@
 package real
 
 import (
+	"flag"
 	"os"
 	"testing"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
+
+var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once; most of an hour")
+
+// span is the first, or with -long the second.
+func span[T any](short, longer T) T {
+	if *long {
+		return longer
+	}
+	return short
+}
 
 // As PID 1 of a microVM, this test binary is a guest in which no agent ever
 // answers, or one of those of [runGuest]. It is also the executable of
