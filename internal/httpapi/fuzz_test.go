@@ -81,6 +81,7 @@ func FuzzRequest(f *testing.F) {
 		"GET /sandboxes HTTP/1.1\r\n" + host + key + "\r\n",
 		"GET /sandboxes/" + knownID + " HTTP/1.1\r\n" + host + key + "Origin: http://localhost:7777\r\n\r\n",
 		"DELETE /sandboxes/" + knownID + " HTTP/1.1\r\n" + host + key + "Sec-Fetch-Site: cross-site\r\n\r\n",
+		"DELETE /sandboxes/" + knownID + " HTTP/1.1\r\n" + host + key + "Origin: http://evil.test\r\n\r\n",
 		"POST /sandboxes HTTP/1.1\r\n" + host + key + "Content-Length: 2\r\n\r\n{}",
 		"POST /sandboxes/" + knownID + "/exec HTTP/1.1\r\n" + host + key + "Content-Length: 12\r\n\r\n{\"code\":\"1\"}",
 		"POST /sandboxes/" + knownID + "/exec HTTP/1.1\r\n" + host + key + "Transfer-Encoding: chunked\r\n\r\nc\r\n{\"code\":\"1\"}\r\n0\r\n\r\n",
@@ -107,6 +108,9 @@ func FuzzRequest(f *testing.F) {
 		may := slices.Contains(hosts, strings.ToLower(r.Host)) && strings.Contains(r.Header.Get("Authorization"), "good")
 		for _, origin := range r.Header["Origin"] {
 			may = may && strings.HasSuffix(origin, "//"+r.Host)
+		}
+		for _, site := range r.Header["Sec-Fetch-Site"] {
+			may = may && (site == "none" || site == "same-origin")
 		}
 		if len(e.calls) > 0 && !may {
 			t.Fatalf("%v was reached by %q", e.calls, in)

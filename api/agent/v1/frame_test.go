@@ -2,6 +2,7 @@ package agentv1_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"slices"
@@ -99,10 +100,25 @@ func TestFrameReaderEnds(t *testing.T) {
 	}
 }
 
+// sizes is the table of docs/PROTOCOL.md: how long payloads may be.
+var sizes = map[agentv1.FrameType][2]int{
+	0x01: {1, 2 << 20}, 0x02: {1, 64 << 10}, 0x03: {0, 0},
+	0x10: {0, 16 << 10}, 0x11: {1, 64 << 10}, 0x12: {1, 64 << 10}, 0x13: {4, 4},
+	0x14: {0, 16 << 10}, 0x15: {0, 16 << 10}, 0x16: {0, 16 << 10},
+	0x20: {1, 64 << 10}, 0x21: {0, 0},
+}
+
+// Only frames that may be there are let through, as they were sent. A frame that
+// may not costs no more than its header, whatever it announces.
 func FuzzReadFrame(f *testing.F) {
 	f.Add([]byte("\x11\x00\x00\x00\x0342\n\x14\x00\x00\x00\x00"), byte(0x11))
 	f.Add([]byte("\x13\x00\x00\x00\x04\x00\x00\x10\x00"), byte(0x13))
 	f.Add([]byte("\x11\xff\xff\xff\xff"), byte(0x11))
+	for kind, size := range sizes {
+		for _, n := range []int{size[0] - 1, size[0], size[1] + 1} {
+			f.Add([]byte{byte(kind), byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n), 1, 2, 3, 4, 5}, byte(kind))
+		}
+	}
 	f.Fuzz(func(t *testing.T, in []byte, accept byte) {
 		types := []agentv1.FrameType{agentv1.FrameType(accept), agentv1.FrameExit}
 		src := bytes.NewReader(in)
@@ -110,12 +126,21 @@ func FuzzReadFrame(f *testing.F) {
 		var again bytes.Buffer
 		w := agentv1.NewFrameWriter(&again)
 		for {
+			rest := in[len(in)-src.Len():]
 			kind, payload, err := r.Next()
+			if len(rest) >= 5 {
+				size, known := sizes[agentv1.FrameType(rest[0])]
+				n := int(binary.BigEndian.Uint32(rest[1:]))
+				fits := known && n >= size[0] && n <= size[1] && slices.Contains(types, agentv1.FrameType(rest[0]))
+				if fits == errors.Is(err, agentv1.ErrFrame) {
+					t.Fatalf("a frame of type %#02x and %d bytes: %v", rest[0], n, err)
+				}
+				if !fits && len(rest)-src.Len() > 5 {
+					t.Fatalf("%d bytes were read of a frame that is refused", len(rest)-src.Len())
+				}
+			}
 			if err != nil {
 				break
-			}
-			if !slices.Contains(types, kind) {
-				t.Fatalf("type %#02x was let through", byte(kind))
 			}
 			if err := w.Write(kind, payload); err != nil {
 				t.Fatalf("what was read cannot be written: %v", err)
