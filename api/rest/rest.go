@@ -53,9 +53,9 @@ type SandboxList struct {
 
 // ExecRequest asks to run one program in a sandbox and wait for its end.
 type ExecRequest struct {
-	Code        string `json:"code" example:"print(6*7)" doc:"Source text for the pack's interpreter. It must not contain NUL."`
+	Code        string `json:"code" pattern:"^[^\\x00]*$" example:"print(6*7)" doc:"Source text for the pack's interpreter. It must not contain NUL."`
 	Stdin       string `json:"stdin,omitempty" doc:"What the program reads on standard input before it ends."`
-	StdinBase64 []byte `json:"stdin_base64,omitempty" doc:"The same for bytes that are not text, base64. Give one of the two."`
+	StdinBase64 []byte `json:"stdin_base64,omitempty" pattern:"^([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$" doc:"The same for bytes that are not text, base64. Give one of the two."`
 	TimeoutMS   int64  `json:"timeout_ms,omitempty" minimum:"0" example:"5000" doc:"Wall-clock limit in milliseconds, after which the program and everything it started are killed. At most the sandbox's exec_timeout_s, which is what 0 means too."`
 }
 
@@ -101,7 +101,7 @@ type Status struct {
 // Error is the body of every answer that is not a success.
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
-	Code    string `json:"code" enum:"invalid_request,unknown_pack,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+	Code    string `json:"code" enum:"invalid_request,unknown_pack,unauthorized,forbidden,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
 }
 
 // StartName is how an [ExecResult] says whether the interpreter was warm.

@@ -95,8 +95,9 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.release.Add("engine", d.engine.Close)
 	d.api = httpapi.New(httpapi.Config{
 		Engine: d.engine, Log: cfg.Log,
-		Info:  func() rest.Info { return info },
-		Ready: d.engine.Ready,
+		Info:   func() rest.Info { return info },
+		Limits: cfg.Limits,
+		Ready:  d.engine.Ready,
 	})
 	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err

@@ -107,6 +107,10 @@ func decode(data []byte, to any) error {
 			}
 			continue
 		}
+		// encoding/json would take an array of numbers for bytes, too.
+		if field.Type.Kind() == reflect.Slice && raw[0] != '"' {
+			return errBody(fmt.Errorf("%s is not a string", name))
+		}
 		if err := json.Unmarshal(raw, v.FieldByIndex(field.Index).Addr().Interface()); err != nil {
 			return errBody(err)
 		}

@@ -140,8 +140,9 @@ func unguarded(e *fakeEngine, ready error, log *logBuffer) *API {
 				Versions: rest.Versions{Emberd: "1.2.3", Firecracker: "1.12.1", HostKernel: "6.1.0"},
 			}
 		},
-		Ready: func() error { return ready },
-		Log:   slog.New(slog.NewJSONHandler(log, nil)),
+		Limits: sandbox.DefaultPolicy(),
+		Ready:  func() error { return ready },
+		Log:    slog.New(slog.NewJSONHandler(log, nil)),
 	})
 }
 

@@ -43,6 +43,8 @@ type Config struct {
 	Engine Engine
 	// Info describes the daemon.
 	Info func() rest.Info
+	// Limits are what each sandbox is granted.
+	Limits sandbox.Policy
 	// Ready returns nil when sandboxes can be created, else why not.
 	Ready func() error
 	Log   *slog.Logger
@@ -61,7 +63,7 @@ func New(cfg Config) *API {
 		a.mux.Handle(pattern, a.handler(rt))
 		a.open[pattern] = rt.open
 	}
-	document := openAPI(routes)
+	document := openAPI(routes, grantsOf(cfg.Limits, cfg.Info()))
 	a.mux.HandleFunc("GET /openapi.json", func(w http.ResponseWriter, r *http.Request) {
 		a.send(w, r, http.StatusOK, document)
 	})

@@ -98,6 +98,7 @@ func TestAnswers(t *testing.T) {
 		{name: "exec, timeout is a string", method: "POST", path: exec, body: `{"code":"1","timeout_ms":"5"}`, status: 400, want: invalid},
 		{name: "exec, timeout is a fraction", method: "POST", path: exec, body: `{"code":"1","timeout_ms":1.5}`, status: 400, want: invalid},
 		{name: "exec, base64 is none", method: "POST", path: exec, body: `{"code":"1","stdin_base64":"*"}`, status: 400, want: invalid},
+		{name: "exec, base64 is numbers", method: "POST", path: exec, body: `{"code":"1","stdin_base64":[1,2]}`, status: 400, want: invalid},
 		{name: "exec, not UTF-8", method: "POST", path: exec, body: "{\"code\":\"\xff\"}", status: 400, want: invalid},
 		{name: "exec, no code", method: "POST", path: exec, body: `{}`, status: 400, want: `{"error":"missing field \"code\"","code":"invalid_request"}`},
 		{name: "exec, unknown field", method: "POST", path: exec, body: `{"code":"1","timeout":5}`, status: 400, want: `{"error":"unknown field \"timeout\"","code":"invalid_request"}`},

@@ -36,8 +36,8 @@ const keyScheme = "key"
 const jsonType = "application/json"
 
 // openAPI returns the OpenAPI 3.1 document of routes as JSON. The schemas come
-// from the tags of the Go types.
-func openAPI(routes []route) []byte {
+// from the tags of the Go types, and from what this daemon grants.
+func openAPI(routes []route, g grants) []byte {
 	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
 	doc := &huma.OpenAPI{
 		OpenAPI: "3.1.0",
@@ -55,6 +55,7 @@ func openAPI(routes []route) []byte {
 	for _, rt := range routes {
 		doc.AddOperation(operation(rt, schemas))
 	}
+	g.state(schemas.Map())
 	for name, s := range schemas.Map() {
 		if strings.HasSuffix(name, "Request") {
 			acceptNull(s)

@@ -62,6 +62,9 @@ var least = Limits{
 	Execs: 1, OutputBytes: 1,
 }
 
+// LeastLimits returns the least of each limit that may be asked for.
+func LeastLimits() Limits { return least }
+
 // Check returns an error if p contradicts itself.
 func (p Policy) Check() error {
 	size := p.Ceiling.Size

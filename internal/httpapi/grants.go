@@ -1,0 +1,73 @@
+package httpapi
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// grants is what the requests to one daemon may ask for. Its document says so:
+// what that allows, the daemon takes.
+type grants struct {
+	least, most rest.Limits
+	packs       []string
+	bootPaths   []string
+}
+
+// grantsOf returns what a daemon grants that has those limits and says that of
+// itself.
+func grantsOf(limits sandbox.Policy, info rest.Info) grants {
+	most := describeLimits(limits.Ceiling)
+	most.DiskMiB = most.MemoryMiB - sandbox.GuestReserveMiB
+	// A microVM may always come to be more slowly than the fastest way.
+	paths := []string{string(sandbox.ColdBoot), string(sandbox.Restored), string(sandbox.Pooled)}
+	return grants{
+		least: describeLimits(sandbox.LeastLimits()), most: most,
+		packs: info.Packs, bootPaths: paths[:slices.Index(paths, info.BootPath)+1],
+	}
+}
+
+// state puts g into the schemas of requests, and what else of them does not fit
+// in the tags of a field. Two rules stay out, as a schema cannot say them: how much
+// disk there is depends on the memory, and how long a program may run on the
+// sandbox.
+func (g grants) state(schemas map[string]*huma.Schema) {
+	create := schemas["CreateRequest"].Properties
+	setEnum(create["language_pack"], g.packs)
+	setEnum(create["boot_path"], g.bootPaths)
+	least, most := reflect.ValueOf(g.least), reflect.ValueOf(g.most)
+	for _, field := range fields(most.Type()) {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		lowest, highest := number(least.FieldByIndex(field.Index)), number(most.FieldByIndex(field.Index))
+		create[name].Maximum = highest
+		if *lowest > 1 { // 0 asks for the default
+			create[name].AnyOf = []*huma.Schema{{Enum: []any{0}}, {Minimum: lowest}}
+		}
+	}
+	schemas["ExecRequest"].Properties["timeout_ms"].Maximum = number(reflect.ValueOf(1000 * g.most.ExecTimeoutS))
+	none := 0
+	for _, name := range []string{"stdin", "stdin_base64"} {
+		either := &huma.Schema{Properties: map[string]*huma.Schema{name: {MaxLength: &none}}}
+		schemas["ExecRequest"].AnyOf = append(schemas["ExecRequest"].AnyOf, either)
+	}
+}
+
+// number returns an integer as schemas hold it.
+func number(v reflect.Value) *float64 {
+	n := float64(v.Int())
+	return &n
+}
+
+// setEnum has s allow those values alone. As in every request, null counts as
+// absent, and an empty string does too.
+func setEnum(s *huma.Schema, values []string) {
+	s.Enum = []any{"", nil}
+	for _, v := range values {
+		s.Enum = append(s.Enum, v)
+	}
+}
