@@ -118,7 +118,8 @@ func build(ctx context.Context, def Definition, work string, report progress.Fun
 			size, size-limit, def.SizeLimitMB)
 	}
 	m := Manifest{
-		Name: def.Name, Description: def.Description, Interpreter: def.Interpreter,
+		Name: def.Name, Description: def.Description,
+		Interpreter: def.Interpreter, CodeFlag: def.CodeFlag, FileFlag: def.FileFlag, Warm: def.Warm,
 		Digest: digest, Size: size, Definition: def.Digest(), Contents: contents, BuiltWith: tools,
 	}
 	manifest := filepath.Join(out, filepath.Base(names.PackManifest(def.Name)))

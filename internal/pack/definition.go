@@ -26,6 +26,13 @@ type Definition struct {
 	Name        string `toml:"name"`
 	Description string `toml:"description"`
 	Interpreter string `toml:"interpreter"`
+	// CodeFlag is the interpreter's option that is followed by code, and FileFlag
+	// what it needs before a file of code that has no name; most need nothing.
+	CodeFlag string `toml:"code_flag"`
+	FileFlag string `toml:"file_flag"`
+	// Warm is how the interpreter is started ahead of code; without it, it is
+	// not.
+	Warm *WarmUp `toml:"warm"`
 	// Suite is the Debian release that the packages come from.
 	Suite string `toml:"suite"`
 	// SizeLimitMB is what the image may be at most, in units of 1,000,000 bytes.
@@ -37,6 +44,9 @@ type Definition struct {
 	// their values a link's target and a file's content.
 	Links map[string]string `toml:"links"`
 	Files map[string]string `toml:"files"`
+	// Scripts are files too; their values are names of files that lie beside the
+	// definitions.
+	Scripts map[string]string `toml:"scripts"`
 	// Commands then run inside the image, in order.
 	Commands []Command `toml:"commands"`
 	// Remove is deleted after that.
@@ -48,6 +58,19 @@ type Definition struct {
 	Checks []Command `toml:"checks"`
 
 	digest string
+}
+
+// The kinds of warm-up: a process that forks one for each program, and a process
+// that is used for one program. docs/PROTOCOL.md tells what both have to do.
+const (
+	ForkServer = "forkserver"
+	Prestart   = "prestart"
+)
+
+// WarmUp starts an interpreter ahead of the code it will run.
+type WarmUp struct {
+	Kind string   `toml:"kind" json:"kind"`
+	Argv []string `toml:"argv" json:"argv"`
 }
 
 // Command is a program of the image.
@@ -109,7 +132,7 @@ func readDefinitions(files fs.FS) ([]Definition, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read pack definition: %w", err)
 		}
-		d, err := parseDefinition(base, own)
+		d, err := parseDefinition(files, base, own)
 		if err == nil && d.Name+".toml" != file {
 			err = fmt.Errorf("the name in it is %q", d.Name)
 		}
@@ -121,7 +144,7 @@ func readDefinitions(files fs.FS) ([]Definition, error) {
 	return defs, nil
 }
 
-func parseDefinition(base, own []byte) (Definition, error) {
+func parseDefinition(files fs.FS, base, own []byte) (Definition, error) {
 	b, err := decode(base)
 	if err != nil {
 		return Definition{}, fmt.Errorf("%s: %w", baseFile, err)
@@ -132,6 +155,7 @@ func parseDefinition(base, own []byte) (Definition, error) {
 	}
 	d.Suite = cmp.Or(d.Suite, b.Suite)
 	d.Packages = slices.Concat(b.Packages, d.Packages)
+	d.CodeFlag = cmp.Or(d.CodeFlag, defaultCodeFlag)
 	d.Links = merge(b.Links, d.Links)
 	d.Files = merge(b.Files, d.Files)
 	d.Commands = slices.Concat(b.Commands, d.Commands)
@@ -139,8 +163,17 @@ func parseDefinition(base, own []byte) (Definition, error) {
 	d.Directories = slices.Concat(b.Directories, d.Directories)
 	d.Checks = slices.Concat(b.Checks, d.Checks)
 
-	sum := sha256.Sum256(fmt.Appendf(nil, "builder %d, base %d bytes\n%s%s", builderVersion, len(base), base, own))
-	d.digest = hex.EncodeToString(sum[:])
+	sum := sha256.New()
+	_, _ = fmt.Fprintf(sum, "builder %d, base %d bytes\n%s%s", builderVersion, len(base), base, own)
+	for _, name := range slices.Sorted(maps.Keys(d.Scripts)) {
+		script, err := fs.ReadFile(files, d.Scripts[name])
+		if err != nil {
+			return Definition{}, fmt.Errorf("script %s: %w", name, err)
+		}
+		_, _ = fmt.Fprintf(sum, "script %s, %d bytes\n%s", name, len(script), script)
+		d.Files = merge(d.Files, map[string]string{name: string(script)})
+	}
+	d.digest = hex.EncodeToString(sum.Sum(nil))
 	return d, d.validate()
 }
 
@@ -170,8 +203,47 @@ func merge(base, own map[string]string) map[string]string {
 // validName is what a pack may be called: it becomes a directory.
 var validName = regexp.MustCompile(`^[a-z][a-z0-9-]{0,31}$`)
 
-// validInterpreter is what fits on a kernel command line as it stands.
-var validInterpreter = regexp.MustCompile(`^[A-Za-z0-9._/+-]+$`)
+// defaultCodeFlag is what -c is to most interpreters.
+const defaultCodeFlag = "-c"
+
+// validInterpreter is what fits on a kernel command line as it stands, and
+// validArgument what does as part of a list.
+var (
+	validInterpreter = regexp.MustCompile(`^[A-Za-z0-9._/+-]+$`)
+	validArgument    = regexp.MustCompile(`^[A-Za-z0-9._/+=:-]*$`)
+)
+
+// maxWarmUp bounds a warm-up on the kernel command line, in bytes.
+const maxWarmUp = 512
+
+// validateCode reports what is wrong with how code gets into the interpreter.
+func validateCode(codeFlag, fileFlag string, warm *WarmUp) error {
+	for _, flag := range []string{codeFlag, fileFlag} {
+		if !validArgument.MatchString(flag) {
+			return fmt.Errorf("invalid flag %q", flag)
+		}
+	}
+	if warm == nil {
+		return nil
+	}
+	if warm.Kind != ForkServer && warm.Kind != Prestart {
+		return fmt.Errorf("invalid kind of warm-up %q", warm.Kind)
+	}
+	if len(warm.Argv) == 0 || warm.Argv[0] == "" {
+		return errors.New("a warm-up without argv")
+	}
+	size := 0
+	for _, arg := range warm.Argv {
+		if !validArgument.MatchString(arg) {
+			return fmt.Errorf("invalid argument %q of the warm-up", arg)
+		}
+		size += len(arg) + 1
+	}
+	if size > maxWarmUp {
+		return fmt.Errorf("the warm-up has %d bytes of arguments, more than %d", size, maxWarmUp)
+	}
+	return nil
+}
 
 func (d Definition) validate() error {
 	var errs []error
@@ -182,6 +254,9 @@ func (d Definition) validate() error {
 	}
 	check(validName.MatchString(d.Name), "invalid name %q", d.Name)
 	check(validInterpreter.MatchString(d.Interpreter), "invalid interpreter %q", d.Interpreter)
+	if err := validateCode(d.CodeFlag, d.FileFlag, d.Warm); err != nil {
+		errs = append(errs, err)
+	}
 	check(d.Suite != "", "no suite")
 	check(d.SizeLimitMB > 0, "no size limit")
 	check(len(d.Packages) > 0, "no packages")

@@ -39,8 +39,34 @@ const (
 	ownTOML  = "name = \"x\"\ninterpreter = \"sh\"\nsize_limit_mb = 1\npackages = [\"sed\"]\n[files]\n\"etc/a\" = \"own\"\n"
 )
 
+var scripts = fstest.MapFS{"x/start.py": {Data: []byte("start()\n")}}
+
+const warmTOML = "\n[warm]\nkind = \"forkserver\"\nargv = [\"env\", \"A=/b\", \"sh\", \"\"]\n[scripts]\n\"usr/start.py\" = \"x/start.py\"\n"
+
+func TestDefinitionOfAWarmUp(t *testing.T) {
+	parse := func(script string) Definition {
+		t.Helper()
+		files := fstest.MapFS{"x/start.py": {Data: []byte(script)}}
+		d, err := parseDefinition(files, []byte(baseTOML), []byte(ownTOML+warmTOML))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	d := parse("start()\n")
+	if d.Warm.Kind != ForkServer || len(d.Warm.Argv) != 4 || d.Files["usr/start.py"] != "start()\n" || d.CodeFlag != "-c" {
+		t.Errorf("got %+v", d)
+	}
+	if parse("stop()\n").Digest() == d.Digest() {
+		t.Error("another script has the same digest")
+	}
+	if parse("start()\n").Digest() != d.Digest() {
+		t.Error("the same script has another digest")
+	}
+}
+
 func TestDefinitionIncludesBase(t *testing.T) {
-	d, err := parseDefinition([]byte(baseTOML), []byte(ownTOML))
+	d, err := parseDefinition(scripts, []byte(baseTOML), []byte(ownTOML))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -50,7 +76,7 @@ func TestDefinitionIncludesBase(t *testing.T) {
 	if d.Files["etc/a"] != "own" || d.Files["etc/b"] != "base" || d.Suite != "bookworm" {
 		t.Errorf("got %+v", d)
 	}
-	other, err := parseDefinition([]byte(baseTOML+"# changed\n"), []byte(ownTOML))
+	other, err := parseDefinition(scripts, []byte(baseTOML+"# changed\n"), []byte(ownTOML))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,11 +100,19 @@ func TestDefinitionRefuses(t *testing.T) {
 		"remove outside":  {ownTOML + "[[remove]]\nwhy = \"x\"\npaths = [\"../*\"]\n", "invalid pattern"},
 		"bad pattern":     {ownTOML + "[[remove]]\nwhy = \"x\"\npaths = [\"a[\"]\n", "invalid pattern"},
 		"remove no why":   {ownTOML + "[[remove]]\npaths = [\"a\"]\n", "no reason"},
+		"code flag":       {"code_flag = \"-c init=/evil\"\n" + ownTOML, "invalid flag"},
+		"warm-up kind":    {ownTOML + strings.Replace(warmTOML, "forkserver", "magic", 1), "invalid kind"},
+		"warm-up no argv": {ownTOML + "[warm]\nkind = \"prestart\"\n", "without argv"},
+		"warm-up comma":   {ownTOML + strings.Replace(warmTOML, "/b", "/b,c", 1), "invalid argument"},
+		"warm-up space":   {ownTOML + strings.Replace(warmTOML, "/b", "/b c", 1), "invalid argument"},
+		"warm-up long":    {ownTOML + strings.Replace(warmTOML, "/b", strings.Repeat("b", 600), 1), "more than 512"},
+		"no such script":  {ownTOML + strings.Replace(warmTOML, "x/start", "x/stop", 1), "script usr/start.py"},
+		"script outside":  {ownTOML + strings.Replace(warmTOML, "usr/start", "../start", 1), "not inside the image"},
 		"command no argv": {ownTOML + "[[commands]]\nargv = []\n", "without argv"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			_, err := parseDefinition([]byte(baseTOML), []byte(tt.own))
+			_, err := parseDefinition(scripts, []byte(baseTOML), []byte(tt.own))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want an error with %q", err, tt.want)
 			}

@@ -52,7 +52,7 @@ func FuzzDefinition(f *testing.F) {
 	f.Add([]byte(ownTOML + "[links]\n\"a/../../b\" = \"c\"\n"))
 	f.Add([]byte("name = \"x\"\nname = \"y\"\n"))
 	f.Fuzz(func(t *testing.T, own []byte) {
-		d, err := parseDefinition([]byte(baseTOML), own)
+		d, err := parseDefinition(scripts, []byte(baseTOML), own)
 		if err != nil {
 			return
 		}

@@ -20,6 +20,10 @@ type Manifest struct {
 	Name        string `json:"name"`
 	Description string `json:"description"`
 	Interpreter string `json:"interpreter"`
+	// CodeFlag, FileFlag and Warm are as in the [Definition].
+	CodeFlag string  `json:"code_flag,omitempty"`
+	FileFlag string  `json:"file_flag,omitempty"`
+	Warm     *WarmUp `json:"warm,omitempty"`
 	// Digest is the image's SHA-256 in hex; Size is in bytes.
 	Digest string `json:"digest"`
 	Size   int64  `json:"size"`
@@ -62,6 +66,9 @@ func ReadManifest(data paths.Data, name string) (Manifest, error) {
 	}
 	if !validInterpreter.MatchString(m.Interpreter) {
 		return Manifest{}, fmt.Errorf("pack %s: manifest %s names the interpreter %q", name, data.PackManifest(name), m.Interpreter)
+	}
+	if err := validateCode(m.CodeFlag, m.FileFlag, m.Warm); err != nil {
+		return Manifest{}, fmt.Errorf("pack %s: manifest %s: %w", name, data.PackManifest(name), err)
 	}
 	return m, nil
 }

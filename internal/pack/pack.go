@@ -9,6 +9,7 @@
 package pack
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -33,8 +34,29 @@ type Pack struct {
 	// Interpreter runs code inside the image: a path, or a name to be found on
 	// the guest's PATH.
 	Interpreter string
+	// CodeFlag precedes code on the interpreter's command line, and FileFlag, if
+	// there is one, a file of code that has no name.
+	CodeFlag, FileFlag string
+	// Warm is how the interpreter is started ahead of code; nil if it cannot be.
+	Warm *WarmUp
 	// Digest is the image's SHA-256 in hex, as its manifest states it.
 	Digest string
+}
+
+// BootArgs returns what the guest's init learns of the pack from its kernel
+// command line.
+func (p Pack) BootArgs() string {
+	args := "emberd.interpreter=" + p.Interpreter
+	if p.CodeFlag != "" {
+		args += " emberd.code_flag=" + p.CodeFlag
+	}
+	if p.FileFlag != "" {
+		args += " emberd.file_flag=" + p.FileFlag
+	}
+	if p.Warm != nil {
+		args += " emberd.warm=" + p.Warm.Kind + ":" + strings.Join(p.Warm.Argv, ",")
+	}
+	return args
 }
 
 // Registry is a fixed set of packs. It may be used by any number of goroutines.
@@ -114,6 +136,9 @@ func load(data paths.Data, name string) (Pack, error) {
 		Name:        name,
 		RootfsPath:  data.PackRootfs(name),
 		Interpreter: m.Interpreter,
+		CodeFlag:    cmp.Or(m.CodeFlag, defaultCodeFlag),
+		FileFlag:    m.FileFlag,
+		Warm:        m.Warm,
 		Digest:      m.Digest,
 	}
 	if err := checkImage(p.RootfsPath, m.Size); err != nil {

@@ -58,7 +58,7 @@ func TestLoad(t *testing.T) {
 		t.Errorf("got packs %v, want %v", got, want)
 	}
 	got, err := r.Get("python")
-	want := Pack{Name: "python", RootfsPath: data.PackRootfs("python"), Interpreter: "python-interpreter", Digest: m.Digest}
+	want := Pack{Name: "python", RootfsPath: data.PackRootfs("python"), Interpreter: "python-interpreter", CodeFlag: "-c", Digest: m.Digest}
 	if err != nil || got != want {
 		t.Errorf("got %+v, %v; want %+v", got, err, want)
 	}
@@ -163,6 +163,50 @@ func TestLoadRefuses(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestBootArgs(t *testing.T) {
+	tests := map[string]struct {
+		pack Pack
+		want string
+	}{
+		"plain": {Pack{Interpreter: "sh"}, "emberd.interpreter=sh"},
+		"all": {
+			Pack{
+				Interpreter: "node", CodeFlag: "-e", FileFlag: "--file",
+				Warm: &WarmUp{Kind: Prestart, Argv: []string{"node", "-r", "/warm.js", ""}},
+			},
+			"emberd.interpreter=node emberd.code_flag=-e emberd.file_flag=--file emberd.warm=prestart:node,-r,/warm.js,",
+		},
+	}
+	for name, tt := range tests {
+		if got := tt.pack.BootArgs(); got != tt.want {
+			t.Errorf("%s: got %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
+func TestManifestKeepsTheWarmUp(t *testing.T) {
+	data := paths.Data(t.TempDir())
+	m := put(t, data, "python")
+	m.Warm = &WarmUp{Kind: ForkServer, Argv: []string{"env", "python3"}}
+	if err := writeManifest(data.PackManifest("python"), m); err != nil {
+		t.Fatal(err)
+	}
+	r, err := Load(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p, _ := r.Get("python"); p.Warm == nil || p.Warm.Kind != ForkServer || !slices.Equal(p.Warm.Argv, m.Warm.Argv) {
+		t.Errorf("got %+v", p)
+	}
+	m.Warm.Argv = []string{"python3 init=/evil"}
+	if err := writeManifest(data.PackManifest("python"), m); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Load(data); err == nil || !strings.Contains(err.Error(), "invalid argument") {
+		t.Errorf("got %v, want what is wrong with the manifest", err)
 	}
 }
 

@@ -27,7 +27,7 @@ const bootArgs = "console=ttyS0 reboot=k panic=1 pci=off quiet " +
 
 // BootArgs is the kernel command line of the VMs of a pack.
 func BootArgs(p pack.Pack) string {
-	return bootArgs + " emberd.interpreter=" + p.Interpreter
+	return bootArgs + " " + p.BootArgs()
 }
 
 // ColdConfig is what every cold boot shares.
