@@ -21,6 +21,7 @@ import (
 	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/reaper"
 	"github.com/emberd/emberd/internal/guest/server"
+	"github.com/emberd/emberd/internal/guest/warm"
 	"github.com/emberd/emberd/internal/version"
 	"github.com/emberd/emberd/internal/vsock"
 )
@@ -78,7 +79,7 @@ func run(interpreter string) error {
 	defer reaping.Wait()
 	defer cancel()
 	cfg := server.Config{
-		Interpreter: interpreter,
+		Interpreter: proc.Interpreter{Path: interpreter, CodeFlag: params.CodeFlag, FileFlag: params.FileFlag},
 		BuildID:     version.Version,
 		Reaper:      dead,
 		CgroupRoot:  boot.ProgramsCgroup,
@@ -87,6 +88,11 @@ func run(interpreter string) error {
 		return runMachine(ctx, server.New(cfg))
 	}
 	cfg.Arm = identity.New().Take
+	if params.Warm != "" {
+		if cfg.Recipe, err = warm.ParseRecipe(params.Warm); err != nil {
+			return fmt.Errorf("command line: %w", err)
+		}
+	}
 	agent := server.New(cfg)
 	l, err := vsock.Listen(agentv1.Port)
 	if err != nil {

@@ -16,6 +16,7 @@ import (
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
 	"github.com/emberd/emberd/internal/guest/boot"
 	"github.com/emberd/emberd/internal/guest/identity"
+	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/reaper"
 	"github.com/emberd/emberd/internal/guest/server"
 	"github.com/emberd/emberd/internal/vsock"
@@ -53,7 +54,7 @@ func serveGuest() error {
 		var reaping sync.WaitGroup
 		reaping.Go(func() { dead.Run(context.Background()) })
 		return server.New(server.Config{
-			Interpreter: sh, BuildID: "good", Reaper: dead, CgroupRoot: boot.ProgramsCgroup, Arm: identity.New().Take,
+			Interpreter: proc.Interpreter{Path: sh}, BuildID: "good", Reaper: dead, CgroupRoot: boot.ProgramsCgroup, Arm: identity.New().Take,
 		}).Serve(context.Background(), l)
 	}
 	for {

@@ -18,6 +18,7 @@ import (
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
 	"github.com/emberd/emberd/internal/agent"
+	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/server"
 )
 
@@ -34,7 +35,7 @@ type Config struct {
 // Serve is a guest that listens on l until ctx ends. It closes l.
 func Serve(ctx context.Context, l net.Listener, cfg Config) error {
 	if cfg.Handle == nil {
-		s := cfg.server()
+		s := cfg.server() //nolint:contextcheck // it ends with Close
 		defer s.Close()
 		return s.Serve(ctx, l)
 	}
@@ -57,7 +58,7 @@ func Serve(ctx context.Context, l net.Listener, cfg Config) error {
 // It closes conn.
 func ServeConn(ctx context.Context, conn net.Conn, cfg Config) error {
 	if cfg.Handle == nil {
-		s := cfg.server()
+		s := cfg.server() //nolint:contextcheck // it ends with Close
 		defer s.Close()
 		return s.ServeConn(ctx, conn)
 	}
@@ -90,7 +91,7 @@ func (cfg Config) server() *server.Server {
 		cfg.BuildID = "agenttest"
 	}
 	return server.New(server.Config{
-		Interpreter: cfg.Interpreter, BuildID: cfg.BuildID,
+		Interpreter: proc.Interpreter{Path: cfg.Interpreter}, BuildID: cfg.BuildID,
 		// The host that it would change runs the tests.
 		Arm: func(*agentv1.Arm) error { return nil },
 	})

@@ -29,8 +29,13 @@ const (
 
 // Params is what the kernel command line tells emberd-init.
 type Params struct {
-	// Interpreter is emberd.interpreter; empty if it is not given.
-	Interpreter string
+	// Interpreter is emberd.interpreter; empty if it is not given. CodeFlag and
+	// FileFlag are emberd.code_flag and emberd.file_flag, what it needs before
+	// code and before a file of code.
+	Interpreter, CodeFlag, FileFlag string
+	// Warm is emberd.warm, how the interpreter is started ahead of programs; empty
+	// if it is not.
+	Warm string
 	// Role is emberd.role; empty means a sandbox.
 	Role string
 	// DiskMiB is emberd.disk_mib, how much may be written to the root filesystem;
@@ -51,6 +56,12 @@ func ParseCmdline(line string) (Params, error) {
 		switch name {
 		case "emberd.interpreter":
 			p.Interpreter = value
+		case "emberd.code_flag":
+			p.CodeFlag = value
+		case "emberd.file_flag":
+			p.FileFlag = value
+		case "emberd.warm":
+			p.Warm = value
 		case "emberd.role":
 			p.Role = value
 		case "emberd.disk_mib":

@@ -14,12 +14,14 @@ import (
 func TestParseCmdline(t *testing.T) {
 	tests := map[string]Params{
 		"console=ttyS0 reboot=k panic=1 pci=off quiet emberd.interpreter=python3\n": {Interpreter: "python3"},
-		"emberd.role=machine quiet":                        {Role: "machine"},
-		"emberd.interpreter=/bin/sh emberd.interpreter=sh": {Interpreter: "sh"},
-		"emberd.interpreter":                               {},
-		"emberd.disk_mib=128 emberd.pids=512":              {DiskMiB: 128, PIDs: 512},
-		"":                                                 {},
-		"xemberd.role=machine emberd.roles=x EMBERD.ROLE=x": {},
+		"emberd.code_flag=-e emberd.file_flag=-x":                                   {CodeFlag: "-e", FileFlag: "-x"},
+		"emberd.warm=prestart,sh,/usr/lib/warm.sh":                                  {Warm: "prestart,sh,/usr/lib/warm.sh"},
+		"emberd.role=machine quiet":                                                 {Role: "machine"},
+		"emberd.interpreter=/bin/sh emberd.interpreter=sh":                          {Interpreter: "sh"},
+		"emberd.interpreter":                                                        {},
+		"emberd.disk_mib=128 emberd.pids=512":                                       {DiskMiB: 128, PIDs: 512},
+		"":                                                                          {},
+		"xemberd.role=machine emberd.roles=x EMBERD.ROLE=x":                         {},
 	}
 	for line, want := range tests {
 		if got, err := ParseCmdline(line); err != nil || got != want {

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 
@@ -65,6 +66,18 @@ func (g group) enter(attr *syscall.SysProcAttr) {
 	if g.of != nil {
 		attr.UseCgroupFD, attr.CgroupFD = true, int(g.dir.Fd())
 	}
+}
+
+// join moves a process into the group.
+func (g group) join(child *reaper.Child) error {
+	if g.of == nil {
+		return nil
+	}
+	err := os.WriteFile(filepath.Join(g.dir.Name(), "cgroup.procs"), strconv.AppendInt(nil, int64(child.Pid()), 10), 0)
+	if err != nil {
+		return fmt.Errorf("join cgroup: %w", err)
+	}
+	return nil
 }
 
 // kill ends every process of the group. Without a control group it ends the

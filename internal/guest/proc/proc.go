@@ -10,6 +10,7 @@
 package proc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -29,8 +30,8 @@ import (
 // background process still holds the pipe.
 const linger = 250 * time.Millisecond
 
-// maxArg is the longest argument execve takes, MAX_ARG_STRLEN without its NUL.
-const maxArg = 128<<10 - 1
+// MaxArg is the longest argument execve takes, MAX_ARG_STRLEN without its NUL.
+const MaxArg = 128<<10 - 1
 
 // Command is a program to run.
 type Command struct {
@@ -41,19 +42,35 @@ type Command struct {
 	Env []string
 	// Dir is the working directory; empty means root's home.
 	Dir string
-	// Timeout is a wall-clock limit; zero means none.
+	// Timeout is a wall-clock limit; zero means none. [Runner.Start] does not see
+	// to it.
 	Timeout time.Duration
+	// Files are the program's descriptors from 3 on.
+	Files []*os.File
 
 	script []byte // handed over as file descriptor 3
 }
 
-// Script is code for an interpreter: as its -c argument, or as a file when it
-// is too long to be one.
-func Script(interpreter string, code []byte) Command {
-	if len(code) <= maxArg {
-		return Command{Argv: []string{interpreter, "-c", string(code)}}
+// Interpreter is a program that runs code.
+type Interpreter struct {
+	// Path is looked up in PATH unless it holds a slash.
+	Path string
+	// CodeFlag precedes code among the arguments; empty means -c. FileFlag, if it
+	// is not empty, precedes the name of a file.
+	CodeFlag, FileFlag string
+}
+
+// Script is code for an interpreter: as an argument, or as a file when it is too
+// long to be one.
+func Script(in Interpreter, code []byte) Command {
+	if len(code) <= MaxArg {
+		return Command{Argv: []string{in.Path, cmp.Or(in.CodeFlag, "-c"), string(code)}}
 	}
-	return Command{Argv: []string{interpreter, "/proc/self/fd/3"}, script: code}
+	argv := []string{in.Path}
+	if in.FileFlag != "" {
+		argv = append(argv, in.FileFlag)
+	}
+	return Command{Argv: append(argv, "/proc/self/fd/3"), script: code}
 }
 
 // Stdio is where a program's input comes from and its output goes. Run closes
@@ -110,26 +127,33 @@ func New(r *reaper.Reaper, cgroupRoot string) *Runner {
 // without a reader.
 func (r *Runner) Close() { r.orphans.close() }
 
-// Run runs cmd to its end. The error is a [*StartError] when the program never
-// ran, and ctx's cause when ctx ended first; the whole tree is dead then.
-//
-// Run returns when the program has ended and all that it wrote has been handed
-// over. Processes that it left in the background live on; their output is read
-// a moment longer and then discarded.
+// Run starts cmd and attends it to its end. The error is a [*StartError] when
+// the program never ran.
 func (r *Runner) Run(ctx context.Context, cmd Command, stdio Stdio) (Result, error) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	p, err := r.start(cmd)
+	p, err := r.Start(cmd)
 	if err != nil {
 		_ = stdio.Stdin.Close()
-		return Result{}, &StartError{Name: cmd.Argv[0], Err: err}
+		return Result{}, err
 	}
+	return r.Attend(ctx, p, cmd.Timeout, stdio)
+}
+
+// Attend moves the program's input and output until it has ended, or timeout is
+// over, if it is not zero. The error is ctx's cause when ctx ended first; the
+// whole tree is dead then.
+//
+// Attend returns when the program has ended and all that it wrote has been
+// handed over. Processes that it left in the background live on; their output
+// is read a moment longer and then discarded.
+func (r *Runner) Attend(ctx context.Context, p *Process, timeout time.Duration, stdio Stdio) (Result, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
 	var in, out sync.WaitGroup
 	in.Go(func() { feed(p.stdin, stdio.Stdin) })
 	out.Go(func() { p.stdout.copyTo(stdio.Stdout, cancel) })
 	out.Go(func() { p.stderr.copyTo(stdio.Stderr, cancel) })
 
-	killed := p.wait(ctx, cmd.Timeout)
+	killed := p.wait(ctx, timeout)
 	duration := time.Since(p.began)
 
 	// A write to a pipe and a read from the caller may both be blocked: closing
@@ -140,9 +164,7 @@ func (r *Runner) Run(ctx context.Context, cmd Command, stdio Stdio) (Result, err
 	p.stdout.lingerFor(linger)
 	p.stderr.lingerFor(linger)
 	out.Wait()
-	r.orphans.discard(p.stdout.pipe)
-	r.orphans.discard(p.stderr.pipe)
-	p.group.release()
+	p.abandon()
 
 	if ctx.Err() != nil {
 		return Result{}, context.Cause(ctx)
@@ -163,18 +185,26 @@ func result(status syscall.WaitStatus, killed bool, duration time.Duration) Resu
 	}
 }
 
-// process is a program that has been started.
-type process struct {
-	child          *reaper.Child
-	group          group
-	stdin          *os.File
-	stdout, stderr *output
-	began          time.Time
+// Process is a program that has been started.
+type Process struct {
+	*Slot
+
+	child *reaper.Child
+	began time.Time
 }
+
+// Child is the process itself.
+func (p *Process) Child() *reaper.Child { return p.child }
+
+// Begin sets the moment from which the program's time counts.
+func (p *Process) Begin() { p.began = time.Now() }
+
+// Kill ends the program and all that it started.
+func (p *Process) Kill() { p.group.kill(p.child) }
 
 // wait waits for the program's end and hastens it when the limit is reached or
 // ctx ends. It tells whether the limit was reached.
-func (p *process) wait(ctx context.Context, timeout time.Duration) (timedOut bool) {
+func (p *Process) wait(ctx context.Context, timeout time.Duration) (timedOut bool) {
 	var limit <-chan time.Time
 	if timeout > 0 {
 		t := time.NewTimer(timeout)
@@ -188,53 +218,57 @@ func (p *process) wait(ctx context.Context, timeout time.Duration) (timedOut boo
 		timedOut = true
 	case <-ctx.Done():
 	}
-	p.group.kill(p.child)
+	p.Kill()
 	<-p.child.Done()
 	return timedOut
 }
 
-// start starts cmd in a control group of its own, with a pipe for each of its
-// standard streams.
-func (r *Runner) start(cmd Command) (_ *process, err error) {
+// Start starts cmd in a slot of its own. The error is a [*StartError].
+func (r *Runner) Start(cmd Command) (*Process, error) {
+	p, err := r.start(cmd)
+	if err != nil {
+		return nil, &StartError{Name: cmd.Argv[0], Err: err}
+	}
+	return p, nil
+}
+
+func (r *Runner) start(cmd Command) (_ *Process, err error) {
 	path, err := exec.LookPath(cmd.Argv[0])
 	if err != nil {
 		return nil, reason(err)
 	}
-	var files files
-	defer files.closeChildEnds()
-	stdin, stdout, stderr, err := files.standard()
+	slot, err := r.NewSlot()
 	if err != nil {
 		return nil, err
 	}
+	defer slot.CloseFiles()
+	files := slot.Files()
 	if cmd.script != nil {
-		if err := files.script(cmd.script); err != nil {
-			return nil, errors.Join(err, files.closeOwnEnds())
+		script, err := scriptFile(cmd.script)
+		if err != nil {
+			slot.Discard()
+			return nil, err
 		}
-	}
-	group, err := r.groups.create()
-	if err != nil {
-		return nil, errors.Join(err, files.closeOwnEnds())
+		defer func() { _ = script.Close() }()
+		files = append(files, script)
 	}
 	attr := &os.ProcAttr{
 		Dir:   workingDir(cmd.Dir),
 		Env:   append(DefaultEnv(), cmd.Env...),
-		Files: files.child,
+		Files: append(files, cmd.Files...),
 		Sys:   &syscall.SysProcAttr{Setsid: true},
 	}
-	group.enter(attr.Sys)
+	slot.group.enter(attr.Sys)
 	began := time.Now()
 	child, err := r.reaper.Start(path, cmd.Argv, attr)
 	if err != nil {
-		group.release()
+		slot.Discard()
 		if errors.Is(err, unix.EAGAIN) {
 			err = errTooMany
 		}
-		return nil, errors.Join(reason(err), files.closeOwnEnds())
+		return nil, reason(err)
 	}
-	return &process{
-		child: child, group: group, began: began,
-		stdin: stdin, stdout: &output{pipe: stdout}, stderr: &output{pipe: stderr},
-	}, nil
+	return &Process{Slot: slot, child: child, began: began}, nil
 }
 
 // DefaultEnv is the environment of every program.

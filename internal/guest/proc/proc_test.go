@@ -168,8 +168,8 @@ func TestStartErrors(t *testing.T) {
 			"not in PATH":    {proc.Command{Argv: []string{"no-such-program"}}, nil},
 			"no such file":   {proc.Command{Argv: []string{"/no/such/program"}}, os.ErrNotExist},
 			"no such dir":    {proc.Command{Argv: []string{"/bin/sh"}, Dir: "/no/such/dir"}, os.ErrNotExist},
-			"NUL in code":    {proc.Script("sh", []byte("echo \x00")), nil},
-			"no interpreter": {proc.Script("no-such-program", make([]byte, 1<<20)), nil},
+			"NUL in code":    {proc.Script(proc.Interpreter{Path: "sh"}, []byte("echo \x00")), nil},
+			"no interpreter": {proc.Script(proc.Interpreter{Path: "no-such-program"}, make([]byte, 1<<20)), nil},
 		}
 		for name, tt := range tests {
 			_, err := r.Run(t.Context(), tt.cmd, proc.Stdio{Stdin: noInput(), Stdout: io.Discard, Stderr: io.Discard})
@@ -243,7 +243,7 @@ func TestScript(t *testing.T) {
 	for _, size := range []int{0, 128<<10 - 1, 128 << 10, 1 << 20} {
 		code := "echo $((6*7))\n"
 		code += strings.Repeat("#", max(0, size-len(code)))
-		res, out, errOut := run(t, r, proc.Script("/bin/sh", []byte(code)))
+		res, out, errOut := run(t, r, proc.Script(proc.Interpreter{Path: "/bin/sh"}, []byte(code)))
 		if res.Code != 0 || out != "42\n" {
 			t.Errorf("%d bytes of code: %+v, stdout %q, stderr %.200q", len(code), res, out, errOut)
 		}

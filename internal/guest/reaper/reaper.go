@@ -9,11 +9,14 @@ package reaper
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
 	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Reaper starts processes and collects every exit status. Any number of
@@ -36,16 +39,17 @@ func NewInit() *Reaper {
 	return &Reaper{adopting: true, children: make(map[int]*Child)}
 }
 
-// Child is a process that a [Reaper] started.
+// Child is a process that a [Reaper] started or adopted.
 type Child struct {
-	process *os.Process
+	pid     int
+	process *os.Process // nil for one that was adopted
 	done    chan struct{}
 	status  syscall.WaitStatus
 }
 
 // Pid is the child's process id. It may be used again by the kernel once Done
 // is closed.
-func (c *Child) Pid() int { return c.process.Pid }
+func (c *Child) Pid() int { return c.pid }
 
 // Done is closed when the child has ended and was reaped.
 func (c *Child) Done() <-chan struct{} { return c.done }
@@ -69,9 +73,43 @@ func (r *Reaper) Start(path string, argv []string, attr *os.ProcAttr) (*Child, e
 	if err != nil {
 		return nil, err
 	}
-	c := &Child{process: p, done: make(chan struct{})}
+	c := &Child{pid: p.Pid, process: p, done: make(chan struct{})}
 	r.children[p.Pid] = c
 	return c, nil
+}
+
+// Adopt registers the process pid, which runs and was started by a process of
+// this one's, so that its status is kept. When its parent ends it becomes a
+// child of PID 1's; until it is one, see [Child.Adopted], Done means nothing.
+func (r *Reaper) Adopt(pid int) (*Child, error) {
+	if !r.adopting {
+		return nil, errors.New("this process adopts nobody")
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	switch {
+	case pid <= 1 || pid == os.Getpid() || r.children[pid] != nil:
+		return nil, fmt.Errorf("process %d is none to adopt", pid)
+	case syscall.Kill(pid, 0) != nil:
+		return nil, fmt.Errorf("process %d is gone", pid)
+	}
+	c := &Child{pid: pid, done: make(chan struct{})}
+	r.children[pid] = c
+	return c, nil
+}
+
+// Disown forgets a child whose status nobody wants.
+func (r *Reaper) Disown(c *Child) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.children[c.pid] == c {
+		delete(r.children, c.pid)
+	}
+}
+
+// Adopted tells whether c, which runs, is a child of this process by now.
+func (c *Child) Adopted() bool {
+	return unix.Waitid(unix.P_PID, c.pid, nil, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil) == nil
 }
 
 func (r *Reaper) startAlone(path string, argv []string, attr *os.ProcAttr) (*Child, error) {
@@ -79,7 +117,7 @@ func (r *Reaper) startAlone(path string, argv []string, attr *os.ProcAttr) (*Chi
 	if err != nil {
 		return nil, err
 	}
-	c := &Child{process: p, done: make(chan struct{})}
+	c := &Child{pid: p.Pid, process: p, done: make(chan struct{})}
 	r.waits.Go(func() {
 		state, err := p.Wait()
 		if err != nil {
@@ -132,8 +170,10 @@ func (r *Reaper) reap() {
 			continue
 		}
 		delete(r.children, pid)
-		// The kernel's handle on the process is of no use to a reaped child.
-		_ = c.process.Release()
+		if c.process != nil {
+			// The kernel's handle on the process is of no use to a reaped child.
+			_ = c.process.Release()
+		}
 		c.end(status)
 	}
 }

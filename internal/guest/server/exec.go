@@ -33,30 +33,48 @@ func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWrit
 	defer context.AfterFunc(ctx, func() { _ = stream.SetDeadline(time.Unix(1, 0)) })()
 	defer cancel(nil)
 
-	result, err := s.procs.Run(ctx, cmd, proc.Stdio{
+	program, ahead, err := s.start(ctx, req, cmd)
+	if err != nil {
+		_ = stdin.Close()
+		if e, ok := errors.AsType[*proc.StartError](err); ok {
+			return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{StartError: text(e)})
+		}
+		return err
+	}
+	result, err := s.procs.Attend(ctx, program, cmd.Timeout, proc.Stdio{
 		Stdin:  stdin,
 		Stdout: frameOutput{w, agentv1.FrameStdout},
 		Stderr: frameOutput{w, agentv1.FrameStderr},
 	})
-	exit := &agentv1.Exit{
+	if err != nil {
+		return err
+	}
+	return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{
 		Code:       int32(result.Code),
 		Signal:     int32(result.Signal),
 		TimedOut:   result.TimedOut,
 		DurationUs: uint64(result.Duration.Microseconds()),
+		Warm:       ahead,
+	})
+}
+
+// start starts the program of req, which is cmd, or has an interpreter that was
+// started ahead take its code.
+func (s *Server) start(ctx context.Context, req *agentv1.Exec, cmd proc.Command) (p *proc.Process, ahead bool, err error) {
+	if _, isCode := req.GetProgram().(*agentv1.Exec_Code); isCode && s.ahead != nil {
+		if p := s.ahead.Take(ctx, req.GetCode()); p != nil {
+			return p, true, nil
+		}
 	}
-	if e, ok := errors.AsType[*proc.StartError](err); ok {
-		exit.StartError = text(e)
-	} else if err != nil {
-		return err
-	}
-	return w.WriteMessage(agentv1.FrameExit, exit)
+	p, err = s.procs.Start(cmd)
+	return p, false, err
 }
 
 func (s *Server) command(req *agentv1.Exec) (proc.Command, error) {
 	var cmd proc.Command
 	switch p := req.GetProgram().(type) {
 	case *agentv1.Exec_Code:
-		if s.cfg.Interpreter == "" {
+		if s.cfg.Interpreter.Path == "" {
 			return cmd, errors.New("no interpreter here")
 		}
 		cmd = proc.Script(s.cfg.Interpreter, p.Code)

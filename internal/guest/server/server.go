@@ -24,6 +24,7 @@ import (
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
 	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/reaper"
+	"github.com/emberd/emberd/internal/guest/warm"
 )
 
 const (
@@ -42,8 +43,8 @@ const (
 
 // Config is what a server needs to know.
 type Config struct {
-	// Interpreter runs the code of an exec; empty refuses code.
-	Interpreter string
+	// Interpreter runs the code of an exec; one without a path refuses code.
+	Interpreter proc.Interpreter
 	// BuildID is told in Hello.
 	BuildID string
 	// Reaper starts the programs. Its Run is the caller's to call. When nil the
@@ -53,9 +54,9 @@ type Config struct {
 	// of a program's runs, and once it has failed, none will. When nil the VM
 	// cannot be armed.
 	Arm func(*agentv1.Arm) error
-	// Warm starts the interpreter ahead of programs and returns when it stands.
-	// When nil there is nothing to start.
-	Warm func(context.Context) error
+	// Recipe is how the interpreter is started ahead of code; the zero value
+	// means that it is not.
+	Recipe warm.Recipe
 	// CgroupRoot is the control group, of cgroup v2, under which each program
 	// has its own; empty if there is none.
 	CgroupRoot string
@@ -66,6 +67,7 @@ type Config struct {
 type Server struct {
 	cfg   Config
 	procs *proc.Runner
+	ahead *warm.Interpreter // nil if there is none
 	gate  gate
 }
 
@@ -77,11 +79,21 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Server{cfg: cfg, procs: proc.New(cfg.Reaper, cfg.CgroupRoot)}
+	s := &Server{cfg: cfg, procs: proc.New(cfg.Reaper, cfg.CgroupRoot)}
+	if cfg.Recipe.Kind != "" {
+		s.ahead = warm.New(warm.Config{Recipe: cfg.Recipe, Runner: s.procs, Reaper: cfg.Reaper, Log: cfg.Log})
+	}
+	return s
 }
 
-// Close releases what background processes of finished execs hold here.
-func (s *Server) Close() { s.procs.Close() }
+// Close ends what was started ahead of programs, and releases what background
+// processes of finished execs hold here.
+func (s *Server) Close() {
+	if s.ahead != nil {
+		s.ahead.Close()
+	}
+	s.procs.Close()
+}
 
 // Serve serves every connection that l accepts until ctx ends, and returns when
 // all of them have ended. It closes l.
@@ -157,7 +169,7 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 		return w.WriteMessage(agentv1.FrameHello, &agentv1.HelloReply{
 			ProtocolVersion: agentv1.ProtocolVersion,
 			BuildId:         s.cfg.BuildID,
-			Interpreter:     s.cfg.Interpreter,
+			Interpreter:     s.cfg.Interpreter.Path,
 		})
 	case *agentv1.Request_Warm:
 		if err := s.warm(ctx); err != nil {
@@ -176,6 +188,11 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 	defer s.gate.leave()
 	switch op := req.GetOp().(type) {
 	case *agentv1.Request_Exec:
+		if s.ahead != nil {
+			// While the program runs and its end is told, nothing else is done.
+			defer s.ahead.Prepare()
+			defer func() { _ = stream.Close() }()
+		}
 		return s.exec(ctx, stream, w, op.Exec)
 	case *agentv1.Request_WriteFile:
 		return writeFile(stream, w, op.WriteFile)
@@ -186,17 +203,23 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 }
 
 func (s *Server) warm(ctx context.Context) error {
-	if s.cfg.Warm == nil {
+	if s.ahead == nil {
 		return nil
 	}
-	return s.cfg.Warm(ctx)
+	return s.ahead.Wait(ctx)
 }
 
 func (s *Server) arm(id *agentv1.Arm) error {
 	if s.cfg.Arm == nil {
 		return errors.New("this VM cannot be armed")
 	}
-	return s.gate.arm(func() error { return s.cfg.Arm(id) })
+	return s.gate.arm(func() error {
+		err := s.cfg.Arm(id)
+		if err == nil && s.ahead != nil {
+			s.ahead.Renew()
+		}
+		return err
+	})
 }
 
 func readRequest(stream net.Conn) (*agentv1.Request, error) {

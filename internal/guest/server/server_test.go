@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
+	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/server"
 )
 
@@ -26,7 +27,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func dial(t *testing.T) *yamux.Session {
 	t.Helper()
 	host, guest := net.Pipe()
-	s := server.New(server.Config{Interpreter: "/bin/sh"})
+	s := server.New(server.Config{Interpreter: proc.Interpreter{Path: "/bin/sh"}})
 	served := make(chan error, 1)
 	go func() { served <- s.ServeConn(context.WithoutCancel(t.Context()), guest) }()
 	config := yamux.DefaultConfig()
@@ -161,7 +162,7 @@ func TestServeEnds(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := server.New(server.Config{Interpreter: "/bin/sh"})
+	s := server.New(server.Config{Interpreter: proc.Interpreter{Path: "/bin/sh"}})
 	defer s.Close()
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
