@@ -193,7 +193,7 @@ func TestWhatCannotBecomeReady(t *testing.T) {
 		want string
 	}{
 		{warm.Forkserver, "quits", "wait for it to be ready"},
-		{warm.Forkserver, "wrong pid", "has another parent"},
+		{warm.Forkserver, "wrong pid", "process"},
 		{warm.Forkserver, "no orphan", "has another parent"},
 		{warm.Forkserver, "noise", "begins with"},
 		{warm.Prestart, "noise", "begins with"},
