@@ -135,6 +135,7 @@ func TestSizes(t *testing.T) {
 		{"10,000 deep", sized(exec, `{"code":`+strings.Repeat("[", 10_000)+strings.Repeat("]", 10_000)+`}`), "400", false},
 		{"33 deep", sized(exec, `{"code":`+strings.Repeat(`{"a":`, 33)+"1"+strings.Repeat("}", 33)+`}`), "400", false},
 		{"80,000 fields", sized(exec, `{"code":"1"`+many.String()+`}`), "400", false},
+		{"a million fields", sized(exec, `{"code":"1"`+strings.Repeat(`,"k":1`, 1_000_000)+`}`), "413", true},
 		{"endless chunks", post("/sandboxes", "Transfer-Encoding: chunked\r\n", forever("1000\r\n"+strings.Repeat("a", 0x1000)+"\r\n")), "413", true},
 		{"endless chunk extension", post("/sandboxes", "Transfer-Encoding: chunked\r\n", io.MultiReader(strings.NewReader("1;"), forever("aaaaaaaa"))), "400", true},
 		{"chunk of exabytes", post("/sandboxes", "Transfer-Encoding: chunked\r\n", strings.NewReader("7fffffffffffffff\r\n"+strings.Repeat("a", 5<<10))), "413", true},
