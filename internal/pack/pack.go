@@ -54,7 +54,7 @@ func (p Pack) BootArgs() string {
 		args += " emberd.file_flag=" + p.FileFlag
 	}
 	if p.Warm != nil {
-		args += " emberd.warm=" + p.Warm.Kind + ":" + strings.Join(p.Warm.Argv, ",")
+		args += " emberd.warm=" + p.Warm.Kind + "," + strings.Join(p.Warm.Argv, ",")
 	}
 	return args
 }

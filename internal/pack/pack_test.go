@@ -177,7 +177,7 @@ func TestBootArgs(t *testing.T) {
 				Interpreter: "node", CodeFlag: "-e", FileFlag: "--file",
 				Warm: &WarmUp{Kind: Prestart, Argv: []string{"node", "-r", "/warm.js", ""}},
 			},
-			"emberd.interpreter=node emberd.code_flag=-e emberd.file_flag=--file emberd.warm=prestart:node,-r,/warm.js,",
+			"emberd.interpreter=node emberd.code_flag=-e emberd.file_flag=--file emberd.warm=prestart,node,-r,/warm.js,",
 		},
 	}
 	for name, tt := range tests {
