@@ -20,12 +20,12 @@ import (
 )
 
 func TestParseRecipe(t *testing.T) {
-	got, err := warm.ParseRecipe("forkserver,env,A=b,python3,-c,")
-	want := []string{"env", "A=b", "python3", "-c", ""}
+	got, err := warm.ParseRecipe("forkserver:env,A=b:c,python3,-c,")
+	want := []string{"env", "A=b:c", "python3", "-c", ""}
 	if err != nil || got.Kind != warm.Forkserver || fmt.Sprint(got.Argv) != fmt.Sprint(want) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, bad := range []string{"", "forkserver", "forkserver,", "prestart,,x", "zygote,python3"} {
+	for _, bad := range []string{"", "forkserver", "forkserver:", "prestart:,x", "zygote:python3"} {
 		if got, err := warm.ParseRecipe(bad); err == nil {
 			t.Errorf("%q is %+v", bad, got)
 		}
