@@ -206,6 +206,13 @@ func (c *Client) Info(ctx context.Context) (rest.Info, error) {
 	return info, err
 }
 
+// Pool describes the microVMs that the daemon keeps ready.
+func (c *Client) Pool(ctx context.Context) ([]rest.PoolStock, error) {
+	var p rest.Pool
+	err := c.do(ctx, http.MethodGet, "/pool", nil, &p)
+	return p.Pool, err
+}
+
 // Healthy returns nil when the daemon answers at all.
 func (c *Client) Healthy(ctx context.Context) error {
 	return c.do(ctx, http.MethodGet, "/healthz", nil, nil)

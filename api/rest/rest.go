@@ -77,13 +77,14 @@ type ExecResult struct {
 
 // Info describes the daemon.
 type Info struct {
-	GuestRAMMiB int      `json:"guest_ram_mib" example:"256" doc:"Memory of each sandbox's microVM in MiB."`
-	GuestVCPUs  int      `json:"guest_vcpus" example:"1" doc:"Virtual CPUs of each sandbox's microVM."`
-	BootPath    string   `json:"boot_path" enum:"cold-boot,restore,pool" example:"pool" doc:"The fastest way for microVMs to come to be. Each sandbox says which one its own took."`
-	Packs       []string `json:"packs" nullable:"false" example:"[\"python\",\"shell\"]" doc:"The language packs that can be asked for."`
-	WorkDir     string   `json:"work_dir" example:"/var/lib/emberd" doc:"Where the daemon keeps its data."`
-	KVM         string   `json:"kvm" enum:"hardware,emulated" example:"hardware" doc:"Whether microVMs run on the processor's virtualisation or on an emulation of it. An emulation is no security boundary."`
-	Versions    Versions `json:"versions" doc:"What the daemon is made of."`
+	GuestRAMMiB int         `json:"guest_ram_mib" example:"256" doc:"Memory of each sandbox's microVM in MiB."`
+	GuestVCPUs  int         `json:"guest_vcpus" example:"1" doc:"Virtual CPUs of each sandbox's microVM."`
+	BootPath    string      `json:"boot_path" enum:"cold-boot,restore,pool" example:"pool" doc:"The fastest way for microVMs to come to be. Each sandbox says which one its own took."`
+	Packs       []string    `json:"packs" nullable:"false" example:"[\"python\",\"shell\"]" doc:"The language packs that can be asked for."`
+	WorkDir     string      `json:"work_dir" example:"/var/lib/emberd" doc:"Where the daemon keeps its data."`
+	Pool        []PoolStock `json:"pool" nullable:"false" doc:"The microVMs that are kept ready."`
+	KVM         string      `json:"kvm" enum:"hardware,emulated" example:"hardware" doc:"Whether microVMs run on the processor's virtualisation or on an emulation of it. An emulation is no security boundary."`
+	Versions    Versions    `json:"versions" doc:"What the daemon is made of."`
 }
 
 // Versions names the versions of what a daemon is made of.

@@ -63,6 +63,9 @@ func newCmd() *cobra.Command {
 			if !cmd.Flags().Changed("socket") {
 				cfg.Socket = cfg.RunDir.Socket()
 			}
+			if !cmd.Flags().Changed("pool") {
+				cfg.Pool = daemon.DefaultPool(cfg)
+			}
 			cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
 			d, err := daemon.New(cmd.Context(), cfg)
 			if err != nil {
@@ -77,6 +80,7 @@ func newCmd() *cobra.Command {
 	f.StringVar((*string)(&cfg.RunDir), "run-dir", string(cfg.RunDir), "where the state of running sandboxes is kept")
 	f.StringVar(&cfg.Init, "init", cfg.Init, "the emberd-init executable that becomes PID 1 of every guest")
 	limitFlags(f, &cfg)
+	poolFlag(f, &cfg.Pool)
 	f.TextVar(&cfg.Users, "vmm-users", cfg.Users, "the user ids, and group ids, that VMMs are given: FIRST-LAST")
 	f.DurationVar(&cfg.BootTimeout, "boot-timeout", cfg.BootTimeout, "how long a microVM may take to become ready")
 	f.TextVar(&level, "log-level", level, "log what is at least this important: debug, info, warn or error")

@@ -13,6 +13,7 @@ import (
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/jail"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/provision/pool"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
 )
@@ -50,6 +51,9 @@ type Config struct {
 	// are together.
 	Limits   sandbox.Policy
 	Capacity engine.Capacity
+	// Pool is how many microVMs of each pack are kept ready. Their memory is set
+	// aside from the capacity.
+	Pool map[string]pool.Bounds
 	// Users are the user and group ids that VMMs are given.
 	Users jail.IDRange
 	// BootTimeout bounds the boot of one microVM.
@@ -67,7 +71,8 @@ type Config struct {
 type TLSFiles struct{ Cert, Key string }
 
 // NewConfig returns the configuration of a daemon that was told nothing. It has
-// no socket: the place for one depends on the run directory.
+// no socket, as the place for one depends on the run directory, and no pool:
+// [DefaultPool] depends on what is installed.
 func NewConfig() Config {
 	return Config{
 		Listen:        DefaultListen,

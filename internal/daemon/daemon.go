@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 
@@ -63,6 +64,14 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; `emberctl setup` builds the packs", err)
 	}
+	kept, err := stocks(cfg, packs)
+	if err != nil {
+		return nil, err
+	}
+	capacity, err := setAside(cfg.Capacity, kept)
+	if err != nil {
+		return nil, err
+	}
 	info := rest.Info{
 		GuestRAMMiB: cfg.Limits.Default.MemoryMiB, GuestVCPUs: cfg.Limits.Default.VCPUs,
 		BootPath: string(sandbox.ColdBoot), Packs: packs.Names(), WorkDir: string(cfg.DataDir),
@@ -82,12 +91,17 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
+	foreground := provision.NewForeground(runtime.NumCPU())
+	ready := d.openPool(provision.NewCold(provision.ColdConfig{
+		Launcher: launcher, Kernel: cfg.DataDir.Vmlinux(), Initrd: initrd,
+		Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Log: cfg.Log, Faults: cfg.Faults,
+	}), kept, foreground)
+	if len(kept) > 0 {
+		info.BootPath = string(sandbox.Pooled)
+	}
 	d.engine, err = engine.New(engine.Config{
-		Packs: packs, Store: records, Limits: cfg.Limits, Capacity: cfg.Capacity, Log: cfg.Log, Faults: cfg.Faults,
-		Provisioner: provision.NewCold(provision.ColdConfig{
-			Launcher: launcher, Kernel: cfg.DataDir.Vmlinux(), Initrd: initrd,
-			Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Log: cfg.Log, Faults: cfg.Faults,
-		}),
+		Packs: packs, Provisioner: ready, Store: records, Limits: cfg.Limits, Capacity: capacity,
+		Foreground: foreground, Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if err != nil {
 		return nil, err
@@ -95,7 +109,11 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.release.Add("engine", d.engine.Close)
 	d.api = httpapi.New(httpapi.Config{
 		Engine: d.engine, Log: cfg.Log,
-		Info:   func() rest.Info { return info },
+		Info: func() rest.Info {
+			now := info
+			now.Pool = describePool(ready)
+			return now
+		},
 		Limits: cfg.Limits,
 		Ready:  d.engine.Ready,
 	})

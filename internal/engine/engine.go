@@ -52,8 +52,10 @@ type Config struct {
 	Store       *store.Store
 	Limits      sandbox.Policy
 	Capacity    Capacity
-	Log         *slog.Logger
-	Faults      *fault.Set
+	// Foreground is told of each create and exec; nil means that nobody asks.
+	Foreground *provision.Foreground
+	Log        *slog.Logger
+	Faults     *fault.Set
 	// Now is the clock; nil means [time.Now].
 	Now func() time.Time
 }
@@ -115,6 +117,9 @@ func (en *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
 func New(cfg Config) (*Engine, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Foreground == nil {
+		cfg.Foreground = provision.NewForeground(1)
 	}
 	old, err := cfg.Store.Load()
 	if err != nil {
@@ -193,6 +198,8 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
+	e.cfg.Foreground.Enter()
+	defer e.cfg.Foreground.Leave()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	en, err := e.reserve(p, limits, cancel)

@@ -28,6 +28,8 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 		return sandbox.ExecResult{}, err
 	}
 	defer e.endExec(en)
+	e.cfg.Foreground.Enter()
+	defer e.cfg.Foreground.Leave()
 	stdout, stderr := capped{left: limits.OutputBytes}, capped{left: limits.OutputBytes}
 	exit, err := vm.Agent.Exec(ctx,
 		agent.Command{Code: req.Code, Timeout: cmp.Or(req.Timeout, limits.ExecTimeout)},

@@ -136,6 +136,11 @@ func (a *API) routes() []route {
 			serve: func(http.ResponseWriter, *http.Request) (any, error) { return a.info(), nil },
 		},
 		{
+			method: "GET", path: "/pool", id: "pool", summary: "Show the microVMs that are kept ready",
+			out: rest.Pool{}, status: http.StatusOK,
+			serve: func(http.ResponseWriter, *http.Request) (any, error) { return rest.Pool{Pool: a.info().Pool}, nil },
+		},
+		{
 			method: "GET", path: "/healthz", id: "health", open: true, summary: "Does the daemon answer?",
 			out: rest.Status{}, status: http.StatusOK,
 			serve: func(http.ResponseWriter, *http.Request) (any, error) { return rest.Status{Status: "ok"}, nil },
