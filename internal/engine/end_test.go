@@ -12,6 +12,7 @@ import (
 
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 	"github.com/emberd/emberd/internal/x/fault"
 )
 
@@ -95,7 +96,7 @@ func TestClearingIsTriedAgain(t *testing.T) {
 		}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			log := &logBuffer{}
+			log := &testenv.Log{}
 			f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) { cfg.Log = slog.New(slog.NewTextHandler(log, nil)) })
 			var tries atomic.Int32
 			f.faults.Do(FaultClear, func() error {

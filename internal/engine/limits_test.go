@@ -14,6 +14,7 @@ import (
 
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // clock is a clock that a test sets.
@@ -36,24 +37,6 @@ func (c *clock) advance(f *fixture, by time.Duration) {
 	c.now = c.now.Add(by)
 	c.mu.Unlock()
 	f.lookAgain()
-}
-
-// logBuffer is a log that a test can read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // createWith makes a sandbox with those limits.
@@ -115,7 +98,7 @@ func TestEndsOfLife(t *testing.T) {
 		}, reason: expired},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			c, log := newClock(), &logBuffer{}
+			c, log := newClock(), &testenv.Log{}
 			f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) {
 				cfg.Now, cfg.Log = c.Now, slog.New(slog.NewTextHandler(log, nil))
 			})
@@ -360,7 +343,7 @@ func (f *fixture) entriesNow() []sandbox.ID {
 
 // A VMM that is stopped is found out and taken down, and a neighbour is not.
 func TestSilentAgent(t *testing.T) {
-	log := &logBuffer{}
+	log := &testenv.Log{}
 	f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) { cfg.Log = slog.New(slog.NewTextHandler(log, nil)) })
 	sb := f.create()
 	stopped := f.launcher.Running()

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // fakeKeys has one key, "good", until it is revoked.
@@ -64,7 +65,7 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 				r := httptest.NewRequest(method, "/sandboxes/"+knownID, nil)
 				r.Host, r.Header = tt.host, tt.header
 				rec := httptest.NewRecorder()
-				(&gate{unguarded(e, nil, &logBuffer{}), access}).ServeHTTP(rec, r)
+				(&gate{unguarded(e, nil, &testenv.Log{}), access}).ServeHTTP(rec, r)
 				want := tt.status
 				if want == 200 {
 					want = map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "DELETE": 204, "OPTIONS": 204}[method]
@@ -114,7 +115,7 @@ func TestEveryRouteAsksForAKey(t *testing.T) {
 				keys.good = t.Context()
 				tt.access.Keys = keys
 			}
-			var log logBuffer
+			var log testenv.Log
 			a := unguarded(&fakeEngine{}, nil, &log)
 			walk := append(a.routes(),
 				route{method: "GET", path: "/openapi.json"}, route{method: "GET", path: "/nothing"},
@@ -139,7 +140,7 @@ func TestEveryRouteAsksForAKey(t *testing.T) {
 }
 
 func TestOnlyHealthIsOpen(t *testing.T) {
-	for _, rt := range unguarded(&fakeEngine{}, nil, &logBuffer{}).routes() {
+	for _, rt := range unguarded(&fakeEngine{}, nil, &testenv.Log{}).routes() {
 		if rt.open != (rt.path == "/healthz") {
 			t.Errorf("%s %s: open %v", rt.method, rt.path, rt.open)
 		}
@@ -214,7 +215,7 @@ func TestRevokedKey(t *testing.T) {
 					<-ctx.Done()
 				}}
 			}
-			addr := serve(t, unguarded(e, nil, &logBuffer{}), Access{Keys: fakeKeys{asked: true, good: good}})
+			addr := serve(t, unguarded(e, nil, &testenv.Log{}), Access{Keys: fakeKeys{asked: true, good: good}})
 			conn := dial(t, addr)
 			if _, err := io.WriteString(conn, tt.request); err != nil {
 				t.Fatal(err)
@@ -249,7 +250,7 @@ func TestRevokedKey(t *testing.T) {
 
 // TestNeverRead checks that a client that does not read loses its connection.
 func TestNeverRead(t *testing.T) {
-	a := unguarded(&fakeEngine{result: more}, nil, &logBuffer{})
+	a := unguarded(&fakeEngine{result: more}, nil, &testenv.Log{})
 	a.writeGrace = 100 * time.Millisecond
 	conn := dial(t, serve(t, a, Access{}))
 	_, _ = fmt.Fprintf(conn, "POST /sandboxes/%s/exec HTTP/1.1\r\nHost: x\r\nContent-Length: 12\r\n\r\n{\"code\":\"1\"}", knownID)
@@ -262,7 +263,7 @@ func TestNeverRead(t *testing.T) {
 
 // TestCrowd checks that those who ask for nothing give way to those who do.
 func TestCrowd(t *testing.T) {
-	addr := serve(t, unguarded(&fakeEngine{}, nil, &logBuffer{}), Access{MaxConns: 10})
+	addr := serve(t, unguarded(&fakeEngine{}, nil, &testenv.Log{}), Access{MaxConns: 10})
 	var idle []net.Conn
 	for range 10 {
 		idle = append(idle, dial(t, addr))
@@ -302,7 +303,7 @@ func TestCrowd(t *testing.T) {
 // requests.
 func TestPeer(t *testing.T) {
 	e := &fakeEngine{}
-	addr := serve(t, unguarded(e, nil, &logBuffer{}), Access{Peer: func(net.Conn) error { return errors.New("user 4711") }})
+	addr := serve(t, unguarded(e, nil, &testenv.Log{}), Access{Peer: func(net.Conn) error { return errors.New("user 4711") }})
 	resp, err := http.Post("http://"+addr+"/sandboxes", "", nil)
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package httpapi
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"net/http"
@@ -13,6 +12,7 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 const knownID = "sb_a1b2c3d4e5f6"
@@ -103,44 +103,22 @@ func (e *fakeEngine) List() []sandbox.Sandbox {
 	return []sandbox.Sandbox{known}
 }
 
-// logBuffer is a log that a test can read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // newAPI returns the API for a listener that asks for nothing.
 func newAPI(e *fakeEngine) http.Handler {
-	return newLoggedAPI(e, nil, &logBuffer{})
+	return newLoggedAPI(e, nil, &testenv.Log{})
 }
 
-func newLoggedAPI(e *fakeEngine, ready error, log *logBuffer) http.Handler {
+func newLoggedAPI(e *fakeEngine, ready error, log *testenv.Log) http.Handler {
 	return &gate{unguarded(e, ready, log), Access{}}
 }
 
-func unguarded(e *fakeEngine, ready error, log *logBuffer) *API {
+func unguarded(e *fakeEngine, ready error, log *testenv.Log) *API {
 	return New(Config{
 		Engine: e,
 		Info: func() rest.Info {
 			return rest.Info{
 				GuestRAMMiB: 256, GuestVCPUs: 1, BootPath: "cold-boot", Packs: []string{"python", "shell"},
 				WorkDir: "/data", KVM: "emulated",
-				Pool: []rest.PoolStock{{
-					Pack: "python", Size: rest.Size{VCPUs: 1, MemoryMiB: 256},
-					Ready: 1, Target: 2, Min: 2, Max: 4, Hits: 5, Misses: 6, Refills: 7, Failures: 8,
-				}},
 				Versions: rest.Versions{Emberd: "1.2.3", Firecracker: "1.12.1", HostKernel: "6.1.0"},
 			}
 		},

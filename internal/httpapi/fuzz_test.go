@@ -13,6 +13,7 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // FuzzDecodeExec checks that whatever is accepted is what encoding/json makes
@@ -103,7 +104,7 @@ func FuzzRequest(f *testing.F) {
 		e := &fakeEngine{}
 		rec := httptest.NewRecorder()
 		access := Access{Hosts: hosts, Keys: fakeKeys{asked: true, good: t.Context()}}
-		(&gate{unguarded(e, nil, &logBuffer{}), access}).ServeHTTP(rec, r)
+		(&gate{unguarded(e, nil, &testenv.Log{}), access}).ServeHTTP(rec, r)
 
 		may := slices.Contains(hosts, strings.ToLower(r.Host)) && strings.Contains(r.Header.Get("Authorization"), "good")
 		for _, origin := range r.Header["Origin"] {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // TestAnswers sends each request with the engine in each condition and compares
@@ -125,8 +126,7 @@ func TestAnswers(t *testing.T) {
 		{name: "delete, malformed id", method: "DELETE", path: "/sandboxes/nonsense", status: 404, want: notFound},
 		{name: "delete, internal", method: "DELETE", path: "/sandboxes/" + knownID, engine: &fakeEngine{err: hostile}, status: 500, want: internal},
 
-		{name: "info", method: "GET", path: "/info", status: 200, want: `{"guest_ram_mib":256,"guest_vcpus":1,"boot_path":"cold-boot","packs":["python","shell"],"work_dir":"/data","pool":[{"pack":"python","size":{"vcpus":1,"memory_mib":256},"ready":1,"target":2,"min":2,"max":4,"hits":5,"misses":6,"refills":7,"failures":8}],"kvm":"emulated","versions":{"emberd":"1.2.3","firecracker":"1.12.1","host_kernel":"6.1.0"}}`},
-		{name: "pool", method: "GET", path: "/pool", status: 200, want: `{"pool":[{"pack":"python","size":{"vcpus":1,"memory_mib":256},"ready":1,"target":2,"min":2,"max":4,"hits":5,"misses":6,"refills":7,"failures":8}]}`},
+		{name: "info", method: "GET", path: "/info", status: 200, want: `{"guest_ram_mib":256,"guest_vcpus":1,"boot_path":"cold-boot","packs":["python","shell"],"work_dir":"/data","kvm":"emulated","versions":{"emberd":"1.2.3","firecracker":"1.12.1","host_kernel":"6.1.0"}}`},
 		{name: "health", method: "GET", path: "/healthz", status: 200, want: `{"status":"ok"}`},
 		{name: "ready", method: "GET", path: "/readyz", status: 200, want: `{"status":"ready"}`},
 
@@ -236,7 +236,7 @@ func TestNotReady(t *testing.T) {
 		`{"error":"emberd is not ready","code":"internal"}`:          errors.New("stat /var/lib/emberd: gone"),
 		`{"error":"emberd is shutting down","code":"shutting_down"}`: sandbox.ErrClosing,
 	} {
-		rec := request(t, newLoggedAPI(&fakeEngine{}, err, &logBuffer{}), "GET", "/readyz", "")
+		rec := request(t, newLoggedAPI(&fakeEngine{}, err, &testenv.Log{}), "GET", "/readyz", "")
 		if rec.Code != 503 || strings.TrimSpace(rec.Body.String()) != want {
 			t.Errorf("%d %s, want 503 %s", rec.Code, rec.Body, want)
 		}
@@ -245,7 +245,7 @@ func TestNotReady(t *testing.T) {
 
 // TestCauseGoesToTheLog checks that what the client is not told is not lost.
 func TestCauseGoesToTheLog(t *testing.T) {
-	var log logBuffer
+	var log testenv.Log
 	cause := errors.New("open /var/lib/emberd/jail/secret: permission denied")
 	request(t, newLoggedAPI(&fakeEngine{err: cause}, nil, &log), "POST", "/sandboxes/"+knownID+"/exec", `{"code":"1"}`)
 	for _, want := range []string{`"level":"ERROR"`, cause.Error(), `"sandbox_id":"` + knownID + `"`, `"route":"POST /sandboxes/{id}/exec"`} {
@@ -256,7 +256,7 @@ func TestCauseGoesToTheLog(t *testing.T) {
 }
 
 func TestPanic(t *testing.T) {
-	var log logBuffer
+	var log testenv.Log
 	e := &fakeEngine{onCall: func(context.Context, string) { panic("impossible step") }}
 	h := newLoggedAPI(e, nil, &log)
 	for range 2 {
@@ -299,7 +299,7 @@ func TestSlowBody(t *testing.T) {
 		case <-time.After(300 * time.Millisecond):
 		}
 	}}
-	a := unguarded(e, nil, &logBuffer{})
+	a := unguarded(e, nil, &testenv.Log{})
 	a.bodyGrace = 100 * time.Millisecond
 	srv := httptest.NewServer(&gate{a, Access{}})
 	defer srv.Close()
@@ -345,7 +345,7 @@ func TestClientGoesAway(t *testing.T) {
 			cancel()
 			<-ctx.Done() // the server noticed
 		}}
-		var log logBuffer
+		var log testenv.Log
 		srv := httptest.NewServer(newLoggedAPI(e, nil, &log))
 		req, err := http.NewRequestWithContext(ctx, "POST", srv.URL+tt.path, strings.NewReader(tt.body))
 		if err != nil {

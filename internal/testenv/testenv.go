@@ -1,4 +1,5 @@
-// Package testenv says which tests can run where.
+// Package testenv says which tests can run where, and has what several of them
+// share.
 //
 // Tests come in two tiers. Plain ones need nothing and always run. Real ones
 // boot microVMs; they run where -real is given, which is inside the machine or
