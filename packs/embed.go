@@ -8,5 +8,5 @@ import "embed"
 
 // Files are the definitions and their scripts.
 //
-//go:embed *.toml python/*.py
+//go:embed *.toml node/*.js python/*.py
 var Files embed.FS

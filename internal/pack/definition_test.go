@@ -14,7 +14,7 @@ func TestDefinitions(t *testing.T) {
 	want := map[string]struct {
 		interpreter string
 		limit       int64
-	}{"python": {"python3", 45}, "shell": {"/bin/sh", 20}}
+	}{"node": {"node", 60}, "python": {"python3", 45}, "shell": {"/bin/sh", 20}}
 	if len(defs) != len(want) {
 		t.Errorf("got %d definitions, want %d", len(defs), len(want))
 	}
@@ -29,7 +29,7 @@ func TestDefinitions(t *testing.T) {
 	if len(digests) != len(defs) {
 		t.Error("two definitions have the same digest")
 	}
-	if _, err := Find(defs, "ruby"); err == nil || !strings.Contains(err.Error(), "python, shell") {
+	if _, err := Find(defs, "ruby"); err == nil || !strings.Contains(err.Error(), "node, python, shell") {
 		t.Errorf("Find(ruby): got %v, want the names there are", err)
 	}
 }

@@ -17,12 +17,10 @@ import sys
 
 def warm_up():
     """Returns once in each child, when its code is in place."""
-    import _socket
-
-    control = _socket.socket(fileno=3)
-    set_command, own_memory = prepare()
+    socket, set_command, own_memory = prepare()
+    control = socket.socket(fileno=3)
     while True:
-        message, rights, _, _ = control.recvmsg(1, _socket.CMSG_SPACE(4 * 4))
+        message, rights, _, _ = control.recvmsg(1, socket.CMSG_SPACE(4 * 4))
         if message != b"F":
             os._exit(0)
         files = memoryview(rights[0][2]).cast("i").tolist()
@@ -75,8 +73,10 @@ def receive_code():
 
 
 def prepare():
-    """Returns what children call, and clears up what it took to find it."""
+    """Returns what the zygote and its children use, and takes back what it took
+    to find it."""
     modules, importers = set(sys.modules), set(sys.path_importer_cache)
+    import _socket
     import ctypes
 
     api = ctypes.pythonapi
@@ -93,7 +93,7 @@ def prepare():
     for name in set(sys.path_importer_cache) - importers | {path}:
         sys.path_importer_cache.pop(name, None)
     api.PyGC_Collect()
-    return set_command, memory_owner(ctypes, api)
+    return _socket, set_command, memory_owner(ctypes, api)
 
 
 def command_setter(ctypes, api, kept, path):
