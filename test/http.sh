@@ -15,4 +15,4 @@ if [[ ! -x $venv/bin/schemathesis ]]; then # which is installed last
 	python3 -m venv "$venv"
 	"$venv/bin/pip" install -q --disable-pip-version-check "schemathesis==$schemathesis"
 fi
-PATH="$PWD/$venv/bin:$PATH" go test -count=1 -v ./test/http -http "$@"
+PATH="$PWD/$venv/bin:$PATH" go test -count=1 -timeout 30m -v ./test/http -http "$@"
