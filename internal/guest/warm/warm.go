@@ -45,10 +45,10 @@ type Recipe struct {
 	Argv []string
 }
 
-// ParseRecipe reads a recipe as the kernel command line has it: the kind, a
-// colon, and the arguments with commas between them.
+// ParseRecipe reads a recipe as the kernel command line has it: the kind and the
+// arguments, with commas between them.
 func ParseRecipe(s string) (Recipe, error) {
-	kind, argv, _ := strings.Cut(s, ":")
+	kind, argv, _ := strings.Cut(s, ",")
 	r := Recipe{Kind: Kind(kind), Argv: strings.Split(argv, ",")}
 	if r.Kind != Forkserver && r.Kind != Prestart || r.Argv[0] == "" {
 		return Recipe{}, fmt.Errorf("%q is no way to start an interpreter ahead", s)

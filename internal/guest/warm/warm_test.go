@@ -15,17 +15,27 @@ import (
 	"testing"
 	"time"
 
+	"github.com/emberd/emberd/internal/guest/boot"
 	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/warm"
+	"github.com/emberd/emberd/internal/pack"
 )
 
+// The guest reads what the host writes.
 func TestParseRecipe(t *testing.T) {
-	got, err := warm.ParseRecipe("forkserver:env,A=b:c,python3,-c,")
+	host := pack.Pack{Interpreter: "python3", CodeFlag: "-c", Warm: &pack.WarmUp{
+		Kind: pack.ForkServer, Argv: []string{"env", "A=b:c", "python3", "-c", ""},
+	}}
+	line, err := boot.ParseCmdline("quiet " + host.BootArgs())
+	if err != nil || line.Interpreter != host.Interpreter || line.CodeFlag != host.CodeFlag {
+		t.Errorf("%+v, %v", line, err)
+	}
+	got, err := warm.ParseRecipe(line.Warm)
 	want := []string{"env", "A=b:c", "python3", "-c", ""}
 	if err != nil || got.Kind != warm.Forkserver || fmt.Sprint(got.Argv) != fmt.Sprint(want) {
 		t.Errorf("%+v, %v", got, err)
 	}
-	for _, bad := range []string{"", "forkserver", "forkserver:", "prestart:,x", "zygote:python3"} {
+	for _, bad := range []string{"", "forkserver", "forkserver,", "prestart,,x", "zygote,python3"} {
 		if got, err := warm.ParseRecipe(bad); err == nil {
 			t.Errorf("%q is %+v", bad, got)
 		}
