@@ -83,6 +83,8 @@ func newCmd() *cobra.Command {
 	poolFlag(f, &cfg.Pool)
 	f.TextVar(&cfg.Users, "vmm-users", cfg.Users, "the user ids, and group ids, that VMMs are given: FIRST-LAST")
 	f.DurationVar(&cfg.BootTimeout, "boot-timeout", cfg.BootTimeout, "how long a microVM may take to become ready")
+	f.BoolVar(&cfg.Templates, "templates", cfg.Templates, "restore microVMs from templates instead of booting each")
+	f.IntVar(&cfg.Shells, "shells", cfg.Shells, "how many VMMs to keep ready, in jails of their own, for microVMs to be restored in")
 	f.TextVar(&level, "log-level", level, "log what is at least this important: debug, info, warn or error")
 	return cmd
 }

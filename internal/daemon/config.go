@@ -58,8 +58,12 @@ type Config struct {
 	Users jail.IDRange
 	// BootTimeout bounds the boot of one microVM.
 	BootTimeout time.Duration
-	// ParallelBoots is how many microVMs boot at a time.
+	// ParallelBoots is how many microVMs boot, or are restored, at a time.
 	ParallelBoots int
+	// Templates says that microVMs are restored from templates where there are
+	// any, and Shells how many VMMs are kept ready for that.
+	Templates bool
+	Shells    int
 
 	Log *slog.Logger
 	// Launcher starts VMMs; nil means the jail.
@@ -84,6 +88,8 @@ func NewConfig() Config {
 		Users:         jail.DefaultUsers,
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
+		Templates:     true,
+		Shells:        2,
 		Log:           slog.New(slog.DiscardHandler),
 	}
 }

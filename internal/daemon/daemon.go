@@ -25,6 +25,7 @@ import (
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/provision/template"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
 	"github.com/emberd/emberd/internal/version"
@@ -36,6 +37,7 @@ type Daemon struct {
 	cfg       Config
 	log       *slog.Logger
 	engine    *engine.Engine
+	templates *template.Templates // nil if there are none
 	api       *httpapi.API
 	listeners *listeners
 	// release gives back what New took: locks, listeners.
@@ -91,11 +93,12 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
+	source, err := d.openTemplates(ctx, launcher, packs, info.Versions.Firecracker)
+	if err != nil {
+		return nil, err
+	}
 	foreground := provision.NewForeground(runtime.NumCPU())
-	ready := d.openPool(provision.NewCold(provision.ColdConfig{
-		Launcher: launcher, Kernel: cfg.DataDir.Vmlinux(), Initrd: initrd,
-		Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Log: cfg.Log, Faults: cfg.Faults,
-	}), kept, foreground)
+	ready := d.openPool(source, kept, foreground)
 	if len(kept) > 0 {
 		info.BootPath = string(sandbox.Pooled)
 	}

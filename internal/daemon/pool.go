@@ -78,8 +78,15 @@ func setAside(c engine.Capacity, stocks []pool.Stock) (engine.Capacity, error) {
 
 // openPool puts a pool in front of source.
 func (d *Daemon) openPool(source provision.Provisioner, stocks []pool.Stock, foreground *provision.Foreground) *pool.Pool {
+	var before func(context.Context, pool.Stock) error
+	if d.templates != nil {
+		before = func(ctx context.Context, s pool.Stock) error {
+			_, err := d.templates.Build(ctx, s.Pack, s.Limits.Size)
+			return err
+		}
+	}
 	p := pool.New(pool.Config{
-		Source: source, Stocks: stocks, Foreground: foreground, Log: d.log, Faults: d.cfg.Faults,
+		Source: source, Stocks: stocks, Before: before, Foreground: foreground, Log: d.log, Faults: d.cfg.Faults,
 	})
 	d.release.Add("pool", func(ctx context.Context) error { return p.Close(ctx) })
 	return p

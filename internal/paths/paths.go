@@ -67,6 +67,10 @@ func (d Data) PackRootfs(pack string) string { return d.in("packs", pack, "rootf
 // PackManifest describes a built pack.
 func (d Data) PackManifest(pack string) string { return d.in("packs", pack, "manifest.json") }
 
+// Templates is where snapshots are kept that microVMs are restored from, on the
+// filesystem of the jails.
+func (d Data) Templates() string { return d.in("templates") }
+
 // Jails is where the jailer makes its chroots. It shares a filesystem with the
 // kernel and the packs, so that a chroot holds hard links instead of copies.
 func (d Data) Jails() string { return d.in("jail") }

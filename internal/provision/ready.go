@@ -31,6 +31,11 @@ const agentPort = 1024
 // costs a few system calls on the host and an interrupt in the guest.
 const dialInterval = 10 * time.Millisecond
 
+// reconnects is how often a connection may end before the agent has answered on
+// it. A guest that goes on after a restore resets every connection it has, and
+// may find one that was made a moment before.
+const reconnects = 5
+
 // errEnded is a VMM that is gone before its guest was up.
 var errEnded = errors.New("the VMM ended before the guest was up")
 
@@ -65,25 +70,31 @@ func Hello(ctx context.Context, fc *firecracker.VM, log *slog.Logger, faults *fa
 	}
 	tick := time.NewTicker(dialInterval)
 	defer tick.Stop()
-	for {
-		conn, err := fc.Dial(ctx, agentPort)
+	for broken := 0; ; {
+		session, err := greet(ctx, fc, log)
 		if err == nil {
-			session, err := agent.Open(ctx, conn, log)
-			if err != nil && ctx.Err() != nil {
-				err = context.Cause(ctx)
-			}
-			return session, err
+			return session, nil
 		}
-		next := tick.C
 		if !errors.Is(err, vsock.ErrRefused) {
-			next = nil // the socket is of no use any more
+			if broken++; broken > reconnects || errors.Is(err, agent.ErrVersion) {
+				return nil, err
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return nil, fmt.Errorf("%w: %w", context.Cause(ctx), err)
 		case <-fc.Done():
 			return nil, errEnded
-		case <-next:
+		case <-tick.C:
 		}
 	}
+}
+
+// greet tries once.
+func greet(ctx context.Context, fc *firecracker.VM, log *slog.Logger) (*agent.Session, error) {
+	conn, err := fc.Dial(ctx, agentPort)
+	if err != nil {
+		return nil, err
+	}
+	return agent.Open(ctx, conn, log)
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/provision/template"
 	"github.com/emberd/emberd/internal/testenv"
 	"github.com/emberd/emberd/internal/testenv/oracle"
 )
@@ -32,10 +33,11 @@ var guarded = []string{filepath.Join(string(installed), "firecracker"), "/etc"}
 // host is a daemon of the test's own, with real microVMs.
 type host struct {
 	*client.Client
-	engine *engine.Engine
-	cfg    daemon.Config
-	log    *lockedBuffer
-	stop   func()
+	engine    *engine.Engine
+	templates *template.Templates
+	cfg       daemon.Config
+	log       *lockedBuffer
+	stop      func()
 }
 
 // newHost starts a daemon and ends it with the test. Its data directory holds
@@ -52,6 +54,8 @@ func newHost(t testing.TB, options ...func(*daemon.Config)) *host {
 	data := linkData(t)
 	h := &host{log: &lockedBuffer{}, cfg: daemon.NewConfig()}
 	h.cfg.Listen = "127.0.0.1:0"
+	// What is kept ready comes and goes behind the test; tests of it ask for it.
+	h.cfg.Templates, h.cfg.Shells = false, 0
 	h.cfg.DataDir, h.cfg.RunDir = data, paths.Run(t.TempDir())
 	h.cfg.Init = installedInit(t)
 	h.cfg.Log = slog.New(slog.NewTextHandler(h.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -65,7 +69,7 @@ func newHost(t testing.TB, options ...func(*daemon.Config)) *host {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()
-	h.engine = d.Engine()
+	h.engine, h.templates = d.Engine(), d.Templates()
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	h.Client = client.New(d.Addr(), client.WithHTTPClient(&http.Client{Transport: transport}))
 	h.stop = sync.OnceFunc(func() {

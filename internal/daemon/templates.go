@@ -1,0 +1,54 @@
+package daemon
+
+import (
+	"context"
+	"time"
+
+	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/provision/template"
+)
+
+// restoreTimeout is how long a restore may take before the microVM is booted
+// instead. It takes a hundredth of that under emulation.
+const restoreTimeout = 20 * time.Second
+
+// buildBoots is how much longer the making of a template may take than a boot,
+// which is a part of it.
+const buildBoots = 3
+
+// openTemplates returns what makes microVMs: by a restore if there are to be
+// templates, and else by a boot.
+func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launcher, packs *pack.Registry, release string) (provision.Provisioner, error) {
+	cfg := d.cfg
+	kernel, initrd := cfg.DataDir.Vmlinux(), cfg.DataDir.GuestInitramfs()
+	cold := provision.NewCold(provision.ColdConfig{
+		Launcher: launcher, Kernel: kernel, Initrd: initrd,
+		Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Log: cfg.Log, Faults: cfg.Faults,
+	})
+	if !cfg.Templates {
+		return cold, nil
+	}
+	host := template.Host{}
+	if cfg.Launcher == nil {
+		var err error
+		if host, err = template.ThisHost(ctx, cfg.DataDir.Firecracker(), release); err != nil {
+			return nil, err
+		}
+	}
+	templates, err := template.Open(ctx, template.Config{
+		Cold: cold, Launcher: launcher, Packs: packs, Dir: cfg.DataDir.Templates(), Kernel: kernel, Initrd: initrd,
+		Host: host, Size: cfg.Limits.Default.Size, Shells: cfg.Shells, Parallel: cfg.ParallelBoots,
+		BuildTimeout: buildBoots * cfg.BootTimeout, RestoreTimeout: restoreTimeout, Log: cfg.Log, Faults: cfg.Faults,
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.release.Add("templates", func(context.Context) error { return templates.Close() })
+	d.templates = templates
+	return templates, nil
+}
+
+// Templates are those that the daemon keeps, nil if it keeps none.
+func (d *Daemon) Templates() *template.Templates { return d.templates }
