@@ -213,6 +213,26 @@ func (c *Client) Pool(ctx context.Context) ([]rest.PoolStock, error) {
 	return p.Pool, err
 }
 
+// Templates returns the snapshots that the daemon restores microVMs from.
+func (c *Client) Templates(ctx context.Context) ([]rest.Template, error) {
+	var list rest.TemplateList
+	err := c.do(ctx, http.MethodGet, "/templates", nil, &list)
+	return list.Templates, err
+}
+
+// BuildTemplate makes the template of a pack and size, unless there is one, and
+// returns when it is ready.
+func (c *Client) BuildTemplate(ctx context.Context, req rest.TemplateRequest) (rest.Template, error) {
+	var t rest.Template
+	err := c.do(ctx, http.MethodPost, "/templates", req, &t)
+	return t, err
+}
+
+// DeleteTemplate removes a template. The daemon makes it anew when it needs it.
+func (c *Client) DeleteTemplate(ctx context.Context, id string) error {
+	return c.do(ctx, http.MethodDelete, "/templates/"+url.PathEscape(id), nil, nil)
+}
+
 // Healthy returns nil when the daemon answers at all.
 func (c *Client) Healthy(ctx context.Context) error {
 	return c.do(ctx, http.MethodGet, "/healthz", nil, nil)

@@ -82,10 +82,12 @@ func newRoot(a *app) *cobra.Command {
 		newInfoCmd(a),
 		newPoolCmd(a),
 		newPackCmd(a),
+		newTemplateCmd(a),
 		newKeyCmd(a),
 		newMachineCmd(a),
 		newSetupCmd(a),
 		newDoctorCmd(a),
+		newBenchCmd(a),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	wrapArgs(root)

@@ -110,8 +110,12 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, err
 	}
 	d.release.Add("engine", d.engine.Close)
+	var templates httpapi.Templates // nil, not a nil of another type
+	if d.templates != nil {
+		templates = templateAPI{d.templates, packs}
+	}
 	d.api = httpapi.New(httpapi.Config{
-		Engine: d.engine, Log: cfg.Log,
+		Engine: d.engine, Templates: templates, Log: cfg.Log,
 		Info: func() rest.Info {
 			now := info
 			now.Pool = describePool(ready)

@@ -2,12 +2,15 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"time"
 
+	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/provision/template"
+	"github.com/emberd/emberd/internal/sandbox"
 )
 
 // restoreTimeout is how long a restore may take before the microVM is booted
@@ -52,3 +55,38 @@ func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launche
 
 // Templates are those that the daemon keeps, nil if it keeps none.
 func (d *Daemon) Templates() *template.Templates { return d.templates }
+
+// templateAPI is the templates in the API's words.
+type templateAPI struct {
+	templates *template.Templates
+	packs     *pack.Registry
+}
+
+func (t templateAPI) Build(ctx context.Context, name string, size sandbox.Size) (rest.Template, error) {
+	p, err := t.packs.Get(name)
+	if err != nil {
+		return rest.Template{}, err
+	}
+	info, err := t.templates.Build(ctx, p, size)
+	if _, public := errors.AsType[*sandbox.Error](err); err != nil && !public {
+		err = &sandbox.Error{Code: sandbox.CodeBoot, Message: "the template could not be built", Cause: err}
+	}
+	return describeTemplate(info), err
+}
+
+func (t templateAPI) List() []rest.Template {
+	list := []rest.Template{}
+	for _, info := range t.templates.List() {
+		list = append(list, describeTemplate(info))
+	}
+	return list
+}
+
+func (t templateAPI) Remove(id string) error { return t.templates.Remove(id) }
+
+func describeTemplate(i template.Info) rest.Template {
+	return rest.Template{
+		ID: i.ID, LanguagePack: i.Pack, Size: rest.Size{VCPUs: i.Size.VCPUs, MemoryMiB: i.Size.MemoryMiB},
+		State: string(i.State), Phase: i.Phase, CreatedAt: i.CreatedAt, Bytes: i.Bytes, Apparent: i.Apparent,
+	}
+}

@@ -17,13 +17,15 @@ import (
 // API is emberd's HTTP API. Get one from [New], and servers of it from
 // [API.Server].
 type API struct {
-	engine Engine
-	info   func() rest.Info
-	ready  func() error
-	log    *slog.Logger
-	mux    *http.ServeMux
-	open   map[string]bool // patterns that ask for no key
-	panics atomic.Int64
+	engine    Engine
+	templates Templates
+	info      func() rest.Info
+	limits    sandbox.Policy
+	ready     func() error
+	log       *slog.Logger
+	mux       *http.ServeMux
+	open      map[string]bool // patterns that ask for no key
+	panics    atomic.Int64
 
 	bodyGrace, writeGrace time.Duration
 }

@@ -16,6 +16,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"slices"
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
@@ -38,9 +39,11 @@ type Engine interface {
 	List() []sandbox.Sandbox
 }
 
-// Config is what [New] needs; every field is required.
+// Config is what [New] needs; every field but Templates is required.
 type Config struct {
 	Engine Engine
+	// Templates is nil where there are none.
+	Templates Templates
 	// Info describes the daemon.
 	Info func() rest.Info
 	// Limits are what each sandbox is granted.
@@ -53,11 +56,11 @@ type Config struct {
 // New returns the API. It may be used by any number of goroutines.
 func New(cfg Config) *API {
 	a := &API{
-		engine: cfg.Engine, info: cfg.Info, ready: cfg.Ready, log: cfg.Log,
+		engine: cfg.Engine, templates: cfg.Templates, limits: cfg.Limits, info: cfg.Info, ready: cfg.Ready, log: cfg.Log,
 		mux: http.NewServeMux(), open: make(map[string]bool),
 		bodyGrace: bodyGrace, writeGrace: writeGrace,
 	}
-	routes := a.routes()
+	routes := slices.Concat(a.routes(), a.templateRoutes())
 	for _, rt := range routes {
 		pattern := rt.method + " " + rt.path
 		a.mux.Handle(pattern, a.handler(rt))
