@@ -47,6 +47,9 @@ type Session struct {
 	mux   *yamux.Session
 	hello *agentv1.HelloReply
 
+	mu     sync.Mutex
+	closed bool
+	// opening counts what goes on behind the back of callers who gave up.
 	opening sync.WaitGroup
 }
 
@@ -90,8 +93,22 @@ func (s *Session) Done() <-chan struct{} { return s.mux.CloseChan() }
 // programs that still run for it.
 func (s *Session) Close() error {
 	err := s.mux.Close()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.opening.Wait()
 	return err
+}
+
+// behind runs f in the background, unless the session is closed. Close waits for
+// it.
+func (s *Session) behind(f func()) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.closed {
+		s.opening.Go(f)
+	}
+	return !s.closed
 }
 
 // OpenStream opens a stream for one operation, which the functions of this
@@ -107,10 +124,12 @@ func (s *Session) OpenStream(ctx context.Context) (net.Conn, error) {
 	// Opening waits for the guest and cannot be interrupted, but it ends after
 	// openTimeout, or with the session.
 	result := make(chan opened, 1)
-	s.opening.Go(func() {
+	if !s.behind(func() {
 		stream, err := s.mux.Open()
 		result <- opened{stream, err}
-	})
+	}) {
+		return nil, fmt.Errorf("open stream: %w", yamux.ErrSessionShutdown)
+	}
 	select {
 	case o := <-result:
 		if o.err != nil {
@@ -118,7 +137,7 @@ func (s *Session) OpenStream(ctx context.Context) (net.Conn, error) {
 		}
 		return o.stream, nil
 	case <-ctx.Done():
-		s.opening.Go(func() {
+		s.behind(func() { // a session that is closed has closed it
 			if o := <-result; o.err == nil {
 				_ = o.stream.Close()
 			}

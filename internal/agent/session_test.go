@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -450,5 +451,27 @@ func TestDial(t *testing.T) {
 	}
 	if _, err := s.Dial(t.Context(), "udp", "127.0.0.1:1"); err == nil {
 		t.Error("dialled an unknown network")
+	}
+}
+
+// A session may be closed while others begin operations on it.
+func TestCloseMeetsOperations(t *testing.T) {
+	for range 20 {
+		s, end, err := agenttest.Open(t.Context(), agenttest.Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var pinging sync.WaitGroup
+		for range 4 {
+			pinging.Go(func() {
+				for s.Ping(t.Context()) == nil {
+				}
+			})
+		}
+		if err := s.Close(); err != nil {
+			t.Error(err)
+		}
+		pinging.Wait()
+		end()
 	}
 }
