@@ -4,9 +4,12 @@ import (
 	"encoding/binary"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/emberd/emberd/internal/guest/boot"
+	"github.com/emberd/emberd/internal/guest/warm"
 	"github.com/emberd/emberd/internal/paths"
 )
 
@@ -15,6 +18,8 @@ import (
 func FuzzManifest(f *testing.F) {
 	f.Add([]byte(`{"name":"python","interpreter":"python3","size":96}`), fakeImage(superblockLen))
 	f.Add([]byte(`{"name":"python","interpreter":"python3 init=/bin/sh","size":96}`), fakeImage(superblockLen))
+	f.Add([]byte(`{"name":"python","interpreter":"node","size":96,"code_flag":"-e","file_flag":"--","warm":{"kind":"prestart","argv":["node","","a=b"]}}`), fakeImage(superblockLen))
+	f.Add([]byte(`{"name":"python","interpreter":"node","size":96,"warm":{"kind":"prestart","argv":["node","a,b emberd.role=machine"]}}`), fakeImage(superblockLen))
 	f.Add([]byte(`{"name":"../python","interpreter":"sh","size":-1}`), []byte("hsqs"))
 	f.Add([]byte(`{"name":"python","interpreter":"sh\n","size":0}`), []byte{})
 	f.Add([]byte(`[]`), fakeImage(200)[:100])
@@ -35,8 +40,22 @@ func FuzzManifest(f *testing.F) {
 			}
 			return
 		}
-		if p.Name != "python" || p.Interpreter == "" || strings.Trim(p.Interpreter, "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._/+-") != "" {
-			t.Fatalf("taken: %+v", p)
+		// The guest learns what the manifest says and nothing else.
+		told, err := boot.ParseCmdline(p.BootArgs())
+		want := boot.Params{Interpreter: p.Interpreter, CodeFlag: p.CodeFlag, FileFlag: p.FileFlag, Warm: told.Warm}
+		if err != nil || told != want || p.Interpreter == "" || p.Name != "python" {
+			t.Fatalf("%+v becomes %q, which the guest takes for %+v, %v", p, p.BootArgs(), told, err)
+		}
+		if strings.ContainsFunc(p.BootArgs(), func(r rune) bool { return r > '~' || r < ' ' || r == '"' }) {
+			t.Fatalf("the command line is %q", p.BootArgs())
+		}
+		if p.Warm != nil {
+			recipe, err := warm.ParseRecipe(told.Warm)
+			if err != nil || string(recipe.Kind) != p.Warm.Kind || !slices.Equal(recipe.Argv, p.Warm.Argv) {
+				t.Fatalf("%+v becomes %+v, %v", p.Warm, recipe, err)
+			}
+		} else if told.Warm != "" {
+			t.Fatalf("the guest warms up with %q", told.Warm)
 		}
 		if len(image) < superblockLen || string(image[:4]) != "hsqs" || binary.LittleEndian.Uint64(image[bytesUsedOffset:]) > uint64(len(image)) {
 			t.Fatalf("an image of %d bytes was taken", len(image))
