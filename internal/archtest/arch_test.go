@@ -23,8 +23,8 @@ var rank = map[string]int{
 	"internal/vsock": 2, "internal/paths": 2, "internal/kernel": 2, "internal/debstrap": 2, "client": 2,
 	"internal/apikey": 3, "internal/pack": 3, "internal/firecracker": 3, "internal/jail": 3, "internal/store": 3, "internal/agent": 3,
 	"internal/provision": 4, "internal/provision/template": 5, "internal/provision/pool": 6,
-	"internal/engine":  7,
-	"internal/httpapi": 8, "internal/doctor": 8, "internal/machine": 8, "internal/setup": 8,
+	"internal/engine": 7,
+	"internal/bench":  8, "internal/httpapi": 8, "internal/doctor": 8, "internal/machine": 8, "internal/setup": 8,
 	"internal/daemon": 9, "cmd": 10,
 
 	// Inside the guest the same numbers mean the same thing.
