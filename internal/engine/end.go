@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
@@ -43,6 +44,8 @@ func (e *Engine) abandon(ctx context.Context, en *entry) error {
 // record says so; the VM is killed and cleared up behind it. Of several deletes
 // one succeeds, and for the others there is no such sandbox.
 func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
+	e.cfg.Foreground.Enter()
+	defer e.cfg.Foreground.Leave()
 	en := e.find(id)
 	// An id that is still being created was told nobody.
 	if en == nil || !en.condemn(sandbox.Running, deleted) {
@@ -76,9 +79,17 @@ func (e *Engine) doom(en *entry) error {
 	return err
 }
 
+// The clearing of a sandbox begins in a lull between requests, or when patience
+// is over: the end of a VMM keeps a CPU busy for longer than an answer does.
+const (
+	lull     = 20 * time.Millisecond
+	patience = 200 * time.Millisecond
+)
+
 // clear takes a sandbox down for which nobody waits. What cannot be done is
 // tried again until the engine is closed.
 func (e *Engine) clear(ctx context.Context, en *entry) {
+	e.cfg.Foreground.StandBack(e.quit, lull, patience)
 	sb, _ := en.snapshot()
 	_ = cleanup.Persist(ctx, e.quit,
 		func(ctx context.Context) error { return e.takeDown(ctx, en) },

@@ -52,7 +52,8 @@ type Config struct {
 	Store       *store.Store
 	Limits      sandbox.Policy
 	Capacity    Capacity
-	// Foreground is told of each create and exec; nil means that nobody asks.
+	// Foreground is told of each request, and what is cleared behind one stands
+	// back for the next; nil is one of the engine's own.
 	Foreground *provision.Foreground
 	Log        *slog.Logger
 	Faults     *fault.Set

@@ -1,22 +1,23 @@
 package provision
 
 import (
-	"context"
 	"sync"
 	"time"
 )
 
 // Foreground counts what clients wait for, so that work which nobody waits for
-// can stand back: the host's CPUs are no faster for being wanted twice. Its
-// methods may be called by any number of goroutines.
+// can stand back: a CPU is no faster for being wanted twice. Its methods may be
+// called by any number of goroutines.
 type Foreground struct {
 	// cpus is how much the host does at a time.
 	cpus int
 
 	mu   sync.Mutex
 	busy int
-	// quiet is closed when there is a CPU to spare; nil while nobody asks.
-	quiet chan struct{}
+	// since is when there was last none to spare.
+	since time.Time
+	// spare is closed when there is one again; nil while nobody asks.
+	spare chan struct{}
 }
 
 // NewForeground returns a count for a host of that many CPUs.
@@ -33,31 +34,56 @@ func (f *Foreground) Enter() {
 func (f *Foreground) Leave() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.busy == f.cpus {
+		f.since = time.Now()
+		if f.spare != nil {
+			close(f.spare)
+			f.spare = nil
+		}
+	}
 	f.busy--
-	if f.quiet != nil && f.busy < f.cpus {
-		close(f.quiet)
-		f.quiet = nil
+}
+
+// StandBack returns when there was a CPU to spare for the time of lull. The
+// answer to a request is still on its way when the request is counted out, and
+// the next one may follow it at once. StandBack waits no longer than patience,
+// as a program may run for hours without needing a CPU, and no longer than until
+// stop is closed.
+func (f *Foreground) StandBack(stop <-chan struct{}, lull, patience time.Duration) {
+	over := time.NewTimer(patience)
+	defer over.Stop()
+	for {
+		spare, left := f.look(lull)
+		if spare == nil && left <= 0 {
+			return
+		}
+		quiet := time.NewTimer(left)
+		if spare != nil {
+			quiet.Stop()
+		}
+		select {
+		case <-spare:
+		case <-quiet.C:
+		case <-over.C:
+			quiet.Stop()
+			return
+		case <-stop:
+			quiet.Stop()
+			return
+		}
 	}
 }
 
-// StandBack returns when there are fewer requests than CPUs, or when patience or
-// ctx is over: a program may run for hours without needing a CPU.
-func (f *Foreground) StandBack(ctx context.Context, patience time.Duration) {
+// look returns what is closed when there is a CPU to spare, or if there is one,
+// how much of the lull is left.
+func (f *Foreground) look(lull time.Duration) (spare <-chan struct{}, left time.Duration) {
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.busy < f.cpus {
-		f.mu.Unlock()
-		return
+		return nil, lull - time.Since(f.since)
 	}
-	if f.quiet == nil {
-		f.quiet = make(chan struct{})
+	if f.spare == nil {
+		f.spare = make(chan struct{})
 	}
-	quiet := f.quiet
-	f.mu.Unlock()
-	over := time.NewTimer(patience)
-	defer over.Stop()
-	select {
-	case <-quiet:
-	case <-over.C:
-	case <-ctx.Done():
-	}
+	return f.spare, 0
 }

@@ -1,7 +1,6 @@
 package provision
 
 import (
-	"context"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,31 +8,36 @@ import (
 
 func TestStandBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		const lull, patience = time.Second, time.Minute
 		f := NewForeground(2)
-		waited := func(ctx context.Context) time.Duration {
+		check := func(when string, stop <-chan struct{}, want time.Duration) {
+			t.Helper()
 			began := time.Now()
-			f.StandBack(ctx, time.Minute)
-			return time.Since(began)
+			f.StandBack(stop, lull, patience)
+			if got := time.Since(began); got != want {
+				t.Errorf("%s it waited %v, want %v", when, got, want)
+			}
 		}
+		check("with nothing to do", nil, 0)
 		f.Enter()
-		if got := waited(t.Context()); got != 0 {
-			t.Errorf("with a CPU to spare it waited %v", got)
-		}
+		check("with a CPU to spare", nil, 0)
 		f.Enter()
 		f.Enter()
-		if got := waited(t.Context()); got != time.Minute {
-			t.Errorf("with none to spare it waited %v", got)
-		}
+		check("with none to spare", nil, patience)
+
 		time.AfterFunc(time.Second, f.Leave)
 		time.AfterFunc(3*time.Second, f.Leave)
-		if got := waited(t.Context()); got != 3*time.Second {
-			t.Errorf("until one is to spare it waited %v", got)
-		}
+		check("until one is to spare", nil, 3*time.Second+lull)
+		check("and then", nil, 0)
+
 		f.Enter()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-		defer cancel()
-		if got := waited(ctx); got != time.Second {
-			t.Errorf("until it was called off it waited %v", got)
-		}
+		time.AfterFunc(time.Second, func() { f.Leave(); time.Sleep(lull / 2); f.Enter() })
+		time.AfterFunc(5*time.Second, f.Leave)
+		check("with a gap that is no lull", nil, 5*time.Second+lull)
+
+		f.Enter()
+		stop := make(chan struct{})
+		time.AfterFunc(time.Second, func() { close(stop) })
+		check("until it was called off", stop, time.Second)
 	})
 }

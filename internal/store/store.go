@@ -19,8 +19,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/google/renameio/v2"
-
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/lockfile"
@@ -29,10 +27,12 @@ import (
 // version is the record format this code reads and writes.
 const version = 1
 
-// suffix ends the name of a record; quarantined is added to one that cannot be
-// read, which keeps it for a person to look at and out of the way.
+// suffix ends the name of a record. unfinished is added to one that is being
+// written, and quarantined to one that cannot be read, which keeps it for a
+// person to look at and out of the way.
 const (
 	suffix      = ".json"
+	unfinished  = ".partial"
 	quarantined = ".corrupt"
 )
 
@@ -87,7 +87,12 @@ func (s *Store) Put(sb sandbox.Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", sb.ID, err)
 	}
-	if err := renameio.WriteFile(s.path(sb.ID), b, 0o600, renameio.WithTempDir(s.dir)); err != nil {
+	path := s.path(sb.ID)
+	if err = os.WriteFile(path+unfinished, b, 0o600); err == nil {
+		err = os.Rename(path+unfinished, path)
+	}
+	if err != nil {
+		_ = os.Remove(path + unfinished) // Load would do it too
 		return fmt.Errorf("record %s: %w", sb.ID, err)
 	}
 	return nil
@@ -102,7 +107,8 @@ func (s *Store) Delete(id sandbox.ID) error {
 }
 
 // Load reads every record. One that cannot be read is set aside under another
-// name and reported in the error; the others are returned all the same.
+// name and reported in the error; the others are returned all the same. What a
+// daemon that was killed had not finished writing is removed.
 func (s *Store) Load() ([]sandbox.Sandbox, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -113,10 +119,13 @@ func (s *Store) Load() ([]sandbox.Sandbox, error) {
 		errs  []error
 	)
 	for _, e := range entries {
+		path := filepath.Join(s.dir, e.Name())
+		if strings.HasSuffix(e.Name(), suffix+unfinished) {
+			errs = append(errs, os.Remove(path))
+		}
 		if !strings.HasSuffix(e.Name(), suffix) {
 			continue
 		}
-		path := filepath.Join(s.dir, e.Name())
 		sb, err := read(path)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("record %s: %w", e.Name(), err), os.Rename(path, path+quarantined))

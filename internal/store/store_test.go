@@ -55,6 +55,42 @@ func TestRecordsSurviveTheDaemon(t *testing.T) {
 	}
 }
 
+// A daemon that is killed while it writes leaves the record as it was.
+func TestHalfWrittenRecord(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	s := open(t, run)
+	want := sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Running}
+	if err := s.Put(want); err != nil {
+		t.Fatal(err)
+	}
+	partial := filepath.Join(run.Sandboxes(), string(want.ID)+".json.partial")
+	if err := os.WriteFile(partial, []byte(`{"version":1,"sand`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := s.Load(); err != nil || !reflect.DeepEqual(got, []sandbox.Sandbox{want}) {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	if entries, err := os.ReadDir(run.Sandboxes()); err != nil || len(entries) != 1 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
+// A record that cannot be written leaves the older one, and nothing else.
+func TestRecordThatCannotBeWritten(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	s := open(t, run)
+	id := sandbox.NewID()
+	if err := os.Mkdir(filepath.Join(run.Sandboxes(), string(id)+".json"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(sandbox.Sandbox{ID: id}); err == nil {
+		t.Error("a record took the place of a directory")
+	}
+	if entries, err := os.ReadDir(run.Sandboxes()); err != nil || len(entries) != 1 {
+		t.Errorf("left: %v, %v", entries, err)
+	}
+}
+
 func TestSecondDaemonIsTurnedAway(t *testing.T) {
 	run := paths.Run(t.TempDir())
 	open(t, run)

@@ -78,8 +78,8 @@ type tempo struct {
 	// decay is how long after the last miss, and after each step, the target goes
 	// down by one.
 	decay time.Duration
-	// patience is how long a refill stands back for requests.
-	patience time.Duration
+	// A refill begins in a lull between requests, or when patience is over.
+	lull, patience time.Duration
 	// After a failure a stock is left alone for firstPause, and up to longPause
 	// when it fails again and again.
 	firstPause, longPause time.Duration
@@ -89,7 +89,7 @@ type tempo struct {
 
 var normal = tempo{
 	check: 5 * time.Second, silence: 5 * time.Second,
-	decay: time.Minute, patience: time.Second,
+	decay: time.Minute, lull: 50 * time.Millisecond, patience: time.Second,
 	firstPause: time.Second, longPause: time.Minute,
 	prepare: 30 * time.Second,
 }

@@ -31,7 +31,7 @@ func TestMain(m *testing.M) {
 // fast is a pool in a hurry, so that tests are not long.
 var fast = tempo{
 	check: 100 * time.Millisecond, silence: 500 * time.Millisecond,
-	decay: 200 * time.Millisecond, patience: 100 * time.Millisecond,
+	decay: 200 * time.Millisecond, lull: time.Millisecond, patience: 100 * time.Millisecond,
 	firstPause: 20 * time.Millisecond, longPause: 100 * time.Millisecond,
 	prepare: 5 * time.Second,
 }

@@ -80,7 +80,7 @@ func (p *Pool) refill(s *shelf) {
 			p.cfg.Log.Warn("refills of the pool will take longer", "pack", s.stock.Pack.Name, "err", err)
 		}
 	}
-	p.cfg.Foreground.StandBack(p.ctx, p.tempo.patience)
+	p.cfg.Foreground.StandBack(p.quit, p.tempo.lull, p.tempo.patience)
 	vm, err := p.supply(s)
 	if err == nil {
 		err = p.prepare(vm)
