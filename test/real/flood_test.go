@@ -46,7 +46,7 @@ func startProcess(t *testing.T) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("emberd", "--listen", "127.0.0.1:0", "--log-level", "debug", "--boot-timeout", "2m", "--pool", "python=0",
+	cmd := exec.Command("emberd", "--listen", "127.0.0.1:0", "--log-level", "debug", "--boot-timeout", "2m", "--pool", "python=0", "--templates=false", "--shells", "0",
 		"--data-dir", string(p.data), "--run-dir", filepath.Join(t.TempDir(), "run"))
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
