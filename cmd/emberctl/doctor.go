@@ -10,18 +10,30 @@ import (
 )
 
 func newDoctorCmd(a *app) *cobra.Command {
+	var restore bool
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say whether this host can run emberd, and what is missing",
 		Long: `Doctor checks what emberd needs and changes nothing. It says whether this host
 has usable KVM, and so whether emberd runs on it directly or in the machine.
 
+With --restore it asks a running emberd to restore 16 microVMs from one template,
+and checks that they differ in their random numbers, ids and names, and that their
+clocks are right.
+
 Exit status:
   0    nothing failed
   1    a check failed`,
+		Example: `  emberctl doctor
+  emberctl doctor --restore`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			results := doctor.Run(cmd.Context(), doctor.NewEnv(paths.Data(a.dataDir)))
+			var results []doctor.Result
+			if restore {
+				results = doctor.CheckRestore(cmd.Context(), a.client())
+			} else {
+				results = doctor.Run(cmd.Context(), doctor.NewEnv(paths.Data(a.dataDir)))
+			}
 			if err := a.printResults(results); err != nil {
 				return err
 			}
@@ -31,6 +43,7 @@ Exit status:
 			return nil
 		},
 	}
+	cmd.Flags().BoolVar(&restore, "restore", false, "check what a running emberd restores instead of this host")
 	cmd.AddCommand(newDoctorKVMCmd(a))
 	return cmd
 }

@@ -112,6 +112,6 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (*VM, err
 	if err != nil {
 		return nil, err
 	}
-	vm.warmUp(c.cfg.Log)
+	vm.warmUp(ctx, c.cfg.Log)
 	return vm, nil
 }

@@ -55,10 +55,11 @@ type VM struct {
 
 // warmUp has the agent start the interpreter ahead of the first program, which
 // need not wait for it.
-func (v *VM) warmUp(log *slog.Logger) {
+func (v *VM) warmUp(ctx context.Context, log *slog.Logger) {
+	ctx = context.WithoutCancel(ctx)
 	v.warming.Go(func() {
 		// It ends with the session.
-		if err := v.Agent.Warm(context.Background()); err != nil {
+		if err := v.Agent.Warm(ctx); err != nil {
 			log.Debug("interpreter was not warmed up", "vm", v.ID, "err", err)
 		}
 	})

@@ -67,16 +67,6 @@ type body struct {
 	Resume bool `json:"resume_vm"`
 }
 
-func (v *vmm) phase() phase {
-	switch {
-	case !v.running:
-		return before
-	case v.paused:
-		return paused
-	}
-	return running
-}
-
 // call carries out one request.
 func (v *vmm) call(r *http.Request) error {
 	name := r.Method + " " + r.URL.Path

@@ -185,7 +185,7 @@ func (p *process) Take(ctx context.Context, files map[string]string) error {
 		return err
 	}
 	for name, to := range files {
-		if err := errors.Join(os.Rename(filepath.Join(p.root, name), to), os.Chmod(to, 0o444)); err != nil { //nolint:gosec // it is shared
+		if err := errors.Join(os.Rename(filepath.Join(p.root, name), to), os.Chmod(to, 0o444)); err != nil {
 			return err
 		}
 	}

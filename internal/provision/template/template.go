@@ -149,7 +149,7 @@ func (s *Templates) Provision(ctx context.Context, req provision.Request) (*prov
 	case sandbox.Pooled:
 		return nil, sandbox.NoBootPath(req.BootPath, "this emberd keeps no microVMs ready")
 	}
-	t := s.find(req.Pack, req.Limits.Size)
+	t := s.find(req.Pack, req.Limits.Size) //nolint:contextcheck // what it begins is for the requests to come
 	if t == nil {
 		if req.BootPath == sandbox.Restored {
 			return nil, sandbox.NoBootPath(req.BootPath, noTemplates)
