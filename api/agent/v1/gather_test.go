@@ -5,6 +5,7 @@ import (
 	"net"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -29,7 +30,8 @@ func TestGather(t *testing.T) {
 	config := yamux.DefaultConfig()
 	config.EnableKeepAlive, config.LogOutput = false, io.Discard
 	near := &packets{Conn: a}
-	client, err := yamux.Client(agentv1.Gather(near), config)
+	gatherer := agentv1.Gather(near)
+	client, err := yamux.Client(gatherer, config)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,6 +48,7 @@ func TestGather(t *testing.T) {
 		}
 		_, _ = stream.Write([]byte("forty-two"))
 		_, _ = stream.Write(make([]byte, 12)) // a body as long as a header
+		gatherer.Last(stream.(*yamux.Stream).StreamID())
 		_, _ = stream.Write([]byte("end"))
 		_ = stream.Close()
 	}()
@@ -60,8 +63,43 @@ func TestGather(t *testing.T) {
 	}
 	_ = stream.Close()
 	_ = client.Close()
-	// Opening, three bodies with their headers, closing.
-	if want := []int{12, 21, 24, 15, 12}; !slices.Equal(near.sizes, want) {
+	// Opening with the first body, and the last with the closing.
+	if want := []int{12 + 21, 24, 15 + 12}; !slices.Equal(near.sizes, want) {
 		t.Errorf("writes of %v bytes, want %v", near.sizes, want)
 	}
+}
+
+// What waits for company goes out alone when none comes.
+func TestGatherHasPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		near, far := net.Pipe()
+		g := agentv1.Gather(near)
+		syn := []byte{0, 1, 0, 1, 0, 0, 0, 1, 0, 0, 0, 0}
+		if n, err := g.Write(syn); n != len(syn) || err != nil {
+			t.Fatal(n, err)
+		}
+		began := time.Now()
+		got := make([]byte, 2*len(syn))
+		if n, err := far.Read(got); n != len(syn) || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		if waited := time.Since(began); waited != time.Second {
+			t.Errorf("it came after %v", waited)
+		}
+		// A body is never torn from its header, however late it comes.
+		g.Last(1)
+		data := []byte{0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 3}
+		_, _ = g.Write(data)
+		time.Sleep(time.Minute)
+		_, _ = g.Write([]byte("end"))
+		if n, err := far.Read(got); n != 15 || err != nil {
+			t.Errorf("%d bytes, %v", n, err)
+		}
+		_, _ = g.Write(syn)
+		_ = g.Close()
+		_ = far.Close()
+		if _, err := g.Write(syn[:1]); err == nil {
+			t.Error("a closed connection takes bytes")
+		}
+	})
 }

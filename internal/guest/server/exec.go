@@ -19,7 +19,7 @@ var errHostGone = errors.New("the host closed the stream")
 
 // exec runs one program and reports how it ended. The stream is read all the
 // time, so that its end is noticed whatever the program does.
-func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWriter, req *agentv1.Exec) error {
+func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWriter, last func(), req *agentv1.Exec) error {
 	cmd, err := s.command(req)
 	if err != nil {
 		return err
@@ -37,6 +37,7 @@ func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWrit
 	if err != nil {
 		_ = stdin.Close()
 		if e, ok := errors.AsType[*proc.StartError](err); ok {
+			last()
 			return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{StartError: text(e)})
 		}
 		return err
@@ -49,6 +50,7 @@ func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWrit
 	if err != nil {
 		return err
 	}
+	last()
 	return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{
 		Code:       int32(result.Code),
 		Signal:     int32(result.Signal),

@@ -122,7 +122,8 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // ServeConn serves one connection until it breaks or ctx ends, and closes it.
 // Programs that still run for it are killed. A host that goes away is no error.
 func (s *Server) ServeConn(ctx context.Context, conn io.ReadWriteCloser) error {
-	session, err := yamux.Server(agentv1.Gather(conn), &yamux.Config{
+	wire := agentv1.Gather(conn)
+	session, err := yamux.Server(wire, &yamux.Config{
 		AcceptBacklog:          backlog,
 		KeepAliveInterval:      time.Minute, // must be set even though it is off
 		ConnectionWriteTimeout: writeTimeout,
@@ -145,27 +146,31 @@ func (s *Server) ServeConn(ctx context.Context, conn io.ReadWriteCloser) error {
 		default:
 			return fmt.Errorf("session: %w", err)
 		}
-		streams.Go(func() { s.serveStream(ctx, stream) })
+		last := func() { wire.Last(stream.StreamID()) }
+		streams.Go(func() { s.serveStream(ctx, stream, last) })
 	}
 }
 
-// serveStream carries out one operation.
-func (s *Server) serveStream(ctx context.Context, stream net.Conn) {
+// serveStream carries out one operation. It calls last before it writes what is
+// followed by the stream's end.
+func (s *Server) serveStream(ctx context.Context, stream net.Conn, last func()) {
 	defer func() { _ = stream.Close() }()
 	w := agentv1.NewFrameWriter(stream)
-	if err := s.dispatch(ctx, stream, w); err != nil {
+	if err := s.dispatch(ctx, stream, w, last); err != nil {
 		// The host may be gone; then nobody is left to tell.
+		last()
 		_ = w.WriteMessage(agentv1.FrameError, &agentv1.Error{Message: text(err)})
 	}
 }
 
-func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.FrameWriter) error {
+func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.FrameWriter, last func()) error {
 	req, err := readRequest(stream)
 	if err != nil {
 		return err
 	}
 	switch op := req.GetOp().(type) {
 	case *agentv1.Request_Hello:
+		last()
 		return w.WriteMessage(agentv1.FrameHello, &agentv1.HelloReply{
 			ProtocolVersion: agentv1.ProtocolVersion,
 			BuildId:         s.cfg.BuildID,
@@ -175,11 +180,13 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 		if err := s.warm(ctx); err != nil {
 			return fmt.Errorf("warm up: %w", err)
 		}
+		last()
 		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
 	case *agentv1.Request_Arm:
 		if err := s.arm(op.Arm); err != nil {
 			return fmt.Errorf("arm: %w", err)
 		}
+		last()
 		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
 	}
 	if err := s.gate.enter(); err != nil {
@@ -193,7 +200,7 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 			defer s.ahead.Prepare()
 			defer func() { _ = stream.Close() }()
 		}
-		return s.exec(ctx, stream, w, op.Exec)
+		return s.exec(ctx, stream, w, last, op.Exec)
 	case *agentv1.Request_WriteFile:
 		return writeFile(stream, w, op.WriteFile)
 	case *agentv1.Request_Dial:
