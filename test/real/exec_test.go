@@ -61,7 +61,7 @@ func TestExec(t *testing.T) {
 		{name: "binary stdin", id: python, code: echo, stdin: binary, stdout: string(binary)},
 		{name: "stdin nobody reads", id: shell, code: "exit 4", stdin: binary, exit: 4},
 		{name: "not UTF-8", id: shell, code: `printf 'a\377b'`, stdout: "a\xffb"},
-		{name: "who am I", id: shell, code: "id -u; pwd; echo $HOME; hostname", stdout: "0\n/root\n/root\nsandbox\n"},
+		{name: "who am I", id: shell, code: "id -u; pwd; echo $HOME; hostname | cut -c1-3", stdout: "0\n/root\n/root\nvm-\n"},
 		{name: "no network", id: python, code: "import socket; print([n for _, n in socket.if_nameindex()])", stdout: "['lo']\n"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
