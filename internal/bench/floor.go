@@ -186,6 +186,6 @@ func (p *bareProcess) Kill(ctx context.Context) error {
 	case <-p.done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("Firecracker (pid %d) does not end: %w", p.cmd.Process.Pid, context.Cause(ctx))
+		return fmt.Errorf("VMM (pid %d) does not end: %w", p.cmd.Process.Pid, context.Cause(ctx))
 	}
 }

@@ -31,7 +31,7 @@ func TestPythonZygote(t *testing.T) {
 		"",
 		"import sys; print(list(sys.modules), sys.path, sys.flags, sys.argv, sys.orig_argv, list(globals()))",
 		"import os; print(dict(os.environ), os.getcwd(), os.getsid(0) == os.getpid(), sorted(os.listdir('/proc/self/fd')))",
-		"def f(): return f()\nf()",
+		"def f(): return f()\nprint(f())",
 		"import traceback; traceback.print_stack(); 1/0",
 		"x = = 1",
 		"import gc; print(gc.collect())",
