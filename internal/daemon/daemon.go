@@ -25,6 +25,7 @@ import (
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/provision/pool"
 	"github.com/emberd/emberd/internal/provision/template"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
@@ -66,19 +67,11 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w; `emberctl setup` builds the packs", err)
 	}
-	kept, err := stocks(cfg, packs)
+	kept, capacity, err := planPool(cfg, packs)
 	if err != nil {
 		return nil, err
 	}
-	capacity, err := setAside(cfg.Capacity, kept)
-	if err != nil {
-		return nil, err
-	}
-	info := rest.Info{
-		GuestRAMMiB: cfg.Limits.Default.MemoryMiB, GuestVCPUs: cfg.Limits.Default.VCPUs,
-		BootPath: string(sandbox.ColdBoot), Packs: packs.Names(), WorkDir: string(cfg.DataDir),
-		Versions: rest.Versions{Emberd: version.Version, HostKernel: hostKernel()},
-	}
+	info := describe(cfg, packs, kept)
 	launcher := cfg.Launcher
 	info.KVM = "emulated" // of a launcher that is not the jail no better is known
 	if launcher == nil {
@@ -99,9 +92,6 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	}
 	foreground := provision.NewForeground(runtime.NumCPU())
 	ready := d.openPool(source, kept, foreground)
-	if len(kept) > 0 {
-		info.BootPath = string(sandbox.Pooled)
-	}
 	d.engine, err = engine.New(engine.Config{
 		Packs: packs, Provisioner: ready, Store: records, Limits: cfg.Limits, Capacity: capacity,
 		Foreground: foreground, Log: cfg.Log, Faults: cfg.Faults,
@@ -129,6 +119,22 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	}
 	d.release.Add("listeners", func(context.Context) error { return d.listeners.Close() })
 	return d, nil
+}
+
+// describe returns what there is to say about a daemon before it runs.
+func describe(cfg Config, packs *pack.Registry, kept []pool.Stock) rest.Info {
+	fastest := sandbox.ColdBoot
+	switch {
+	case len(kept) > 0:
+		fastest = sandbox.Pooled
+	case cfg.Templates:
+		fastest = sandbox.Restored
+	}
+	return rest.Info{
+		GuestRAMMiB: cfg.Limits.Default.MemoryMiB, GuestVCPUs: cfg.Limits.Default.VCPUs,
+		BootPath: string(fastest), Packs: packs.Names(), WorkDir: string(cfg.DataDir),
+		Versions: rest.Versions{Emberd: version.Version, HostKernel: hostKernel()},
+	}
 }
 
 // openJail prepares the jail for Firecracker and notes in info what VMs run on.

@@ -36,6 +36,17 @@ func DefaultPool(cfg Config) map[string]pool.Bounds {
 	return map[string]pool.Bounds{sandbox.DefaultPack: {Min: (most + 1) / 2, Max: most}}
 }
 
+// planPool returns what the pool is to keep, and the capacity that is left for
+// sandboxes.
+func planPool(cfg Config, packs *pack.Registry) ([]pool.Stock, engine.Capacity, error) {
+	kept, err := stocks(cfg, packs)
+	if err != nil {
+		return nil, engine.Capacity{}, err
+	}
+	capacity, err := setAside(cfg.Capacity, kept)
+	return kept, capacity, err
+}
+
 // stocks returns what cfg wants the pool to keep, all of the default limits.
 func stocks(cfg Config, packs *pack.Registry) ([]pool.Stock, error) {
 	limits, err := cfg.Limits.Resolve(sandbox.Limits{})

@@ -10,6 +10,7 @@ import (
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/firecracker/fctest"
+	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/provision/pool"
 	"github.com/emberd/emberd/internal/sandbox"
 )
@@ -93,6 +94,29 @@ func TestPoolsThatCannotBe(t *testing.T) {
 				t.Errorf("got %v, want %q", err, tt.want)
 			}
 		})
+	}
+}
+
+// What is told about the daemon as a whole is the fastest of its ways.
+func TestFastestBootPath(t *testing.T) {
+	for want, change := range map[string]func(*Config){
+		"cold-boot": func(c *Config) { c.Templates = false },
+		"restore":   func(c *Config) { c.Templates, c.Pool = true, map[string]pool.Bounds{"shell": {}} },
+		"pool":      func(c *Config) { c.Templates, c.Pool = false, map[string]pool.Bounds{"shell": {Max: 1}} },
+	} {
+		cfg := fakeConfig(t)
+		change(&cfg)
+		packs, err := pack.Load(cfg.DataDir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept, _, err := planPool(cfg, packs)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := describe(cfg, packs, kept).BootPath; got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
 	}
 }
 

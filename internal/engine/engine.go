@@ -210,14 +210,11 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	defer e.wg.Done()
 
 	sb, _ := en.snapshot()
-	began := e.cfg.Now()
 	if err := e.bringUp(ctx, en, p, spec.BootPath); err != nil {
 		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.abandon(ctx, en)))
 	}
 	e.lookAgain()
 	sb, _ = en.snapshot()
-	e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "vm", sb.VM, "pack", sb.Pack,
-		"boot_path", sb.BootPath, "duration_ms", e.cfg.Now().Sub(began).Milliseconds())
 	return sb, nil
 }
 
@@ -291,6 +288,11 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	}
 	en.sb = running
 	en.idleSince = e.cfg.Now()
-	e.wg.Go(func() { e.watch(context.WithoutCancel(ctx), en, vm) })
+	took := en.idleSince.Sub(en.began)
+	e.wg.Go(func() {
+		e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "vm", sb.VM, "pack", sb.Pack,
+			"boot_path", sb.BootPath, "duration_ms", took.Milliseconds())
+		e.watch(context.WithoutCancel(ctx), en, vm)
+	})
 	return nil
 }

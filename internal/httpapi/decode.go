@@ -83,35 +83,61 @@ func (p *paced) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// shape is what decode has to know of a struct. It takes longer to find out than
+// to decode a request.
+type shape []member
+
+// member is one field of a struct, as it is in JSON.
+type member struct {
+	name     string
+	required bool
+	text     bool // bytes, which are a string in JSON
+	index    []int
+}
+
+// shapeOf returns the shape of T.
+func shapeOf[T any]() shape {
+	var s shape
+	for _, f := range fields(reflect.TypeFor[T]()) {
+		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
+		s = append(s, member{name, options != "omitempty", f.Type.Kind() == reflect.Slice, f.Index})
+	}
+	return s
+}
+
+func (s shape) knows(name string) bool {
+	return slices.ContainsFunc(s, func(m member) bool { return m.name == name })
+}
+
 // decode fills the struct that to points to from a JSON object. It is stricter
 // than encoding/json, because a misspelt or repeated field means that the
 // client would not get what it asked for: names are compared exactly, each may
-// appear once, and those without omitempty must. A null counts as absent.
-func decode(data []byte, to any) error {
+// appear once, and those without omitempty must. A null counts as absent. s is the
+// shape of T.
+func decode[T any](data []byte, s shape, to *T) error {
 	// encoding/json would quietly put U+FFFD in the place of broken UTF-8, and
 	// so run another program than the one that was sent.
 	if !utf8.Valid(data) {
 		return errBody(errors.New("not UTF-8"))
 	}
-	v := reflect.ValueOf(to).Elem()
-	values, err := object(data, names(v.Type()))
+	values, err := object(data, s)
 	if err != nil {
 		return err
 	}
-	for _, field := range fields(v.Type()) {
-		name, options, _ := strings.Cut(field.Tag.Get("json"), ",")
-		raw, ok := values[name]
+	v := reflect.ValueOf(to).Elem()
+	for _, m := range s {
+		raw, ok := values[m.name]
 		if !ok || string(raw) == "null" {
-			if options != "omitempty" {
-				return sandbox.Invalid("missing field %q", name)
+			if m.required {
+				return sandbox.Invalid("missing field %q", m.name)
 			}
 			continue
 		}
 		// encoding/json would take an array of numbers for bytes, too.
-		if field.Type.Kind() == reflect.Slice && raw[0] != '"' {
-			return errBody(fmt.Errorf("%s is not a string", name))
+		if m.text && raw[0] != '"' {
+			return errBody(fmt.Errorf("%s is not a string", m.name))
 		}
-		if err := json.Unmarshal(raw, v.FieldByIndex(field.Index).Addr().Interface()); err != nil {
+		if err := json.Unmarshal(raw, v.FieldByIndex(m.index).Addr().Interface()); err != nil {
 			return errBody(err)
 		}
 	}
@@ -124,20 +150,10 @@ func fields(t reflect.Type) []reflect.StructField {
 	return slices.DeleteFunc(reflect.VisibleFields(t), func(f reflect.StructField) bool { return f.Anonymous })
 }
 
-// names returns the names of the fields of the struct t in JSON.
-func names(t reflect.Type) []string {
-	var out []string
-	for _, f := range fields(t) {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		out = append(out, name)
-	}
-	return out
-}
-
 // object splits a JSON object into its fields, which are some of those in known.
 // It stops at the first that is not, so that a body of many fields takes no
 // memory.
-func object(data []byte, known []string) (map[string]json.RawMessage, error) {
+func object(data []byte, known shape) (map[string]json.RawMessage, error) {
 	if tooDeep(data) {
 		return nil, sandbox.Invalid("the request body is nested too deeply")
 	}
@@ -155,7 +171,7 @@ func object(data []byte, known []string) (map[string]json.RawMessage, error) {
 			return nil, errBody(err)
 		}
 		name, _ := key.(string)
-		if !slices.Contains(known, name) {
+		if !known.knows(name) {
 			return nil, sandbox.Invalid("unknown field %q", name)
 		}
 		if _, ok := values[name]; ok {

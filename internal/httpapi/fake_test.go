@@ -119,6 +119,10 @@ func unguarded(e *fakeEngine, ready error, log *testenv.Log) *API {
 			return rest.Info{
 				GuestRAMMiB: 256, GuestVCPUs: 1, BootPath: "cold-boot", Packs: []string{"python", "shell"},
 				WorkDir: "/data", KVM: "emulated",
+				Pool: []rest.PoolStock{{
+					Pack: "python", Size: rest.Size{VCPUs: 1, MemoryMiB: 256},
+					Ready: 1, Target: 2, Min: 2, Max: 4, Hits: 5, Misses: 6, Refills: 7, Failures: 8,
+				}},
 				Versions: rest.Versions{Emberd: "1.2.3", Firecracker: "1.12.1", HostKernel: "6.1.0"},
 			}
 		},

@@ -121,11 +121,18 @@ func (a *API) readiness(http.ResponseWriter, *http.Request) (any, error) {
 	return nil, &httpError{http.StatusServiceUnavailable, &sandbox.Error{Code: code, Message: msg, Cause: err}}
 }
 
+// The shapes of what requests carry.
+var (
+	createShape   = shapeOf[rest.CreateRequest]()
+	execShape     = shapeOf[rest.ExecRequest]()
+	templateShape = shapeOf[rest.TemplateRequest]()
+)
+
 // decodeCreate turns the body of a create request into a spec.
 func decodeCreate(body []byte) (sandbox.Spec, error) {
 	var req rest.CreateRequest
 	if len(body) > 0 {
-		if err := decode(body, &req); err != nil {
+		if err := decode(body, createShape, &req); err != nil {
 			return sandbox.Spec{}, err
 		}
 	}
@@ -146,7 +153,7 @@ const maxTimeoutMS = math.MaxInt64 / int64(time.Millisecond)
 // decodeExec turns the body of an exec request into the program to run.
 func decodeExec(body []byte) (sandbox.ExecRequest, error) {
 	var req rest.ExecRequest
-	if err := decode(body, &req); err != nil {
+	if err := decode(body, execShape, &req); err != nil {
 		return sandbox.ExecRequest{}, err
 	}
 	switch {

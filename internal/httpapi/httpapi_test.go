@@ -126,7 +126,8 @@ func TestAnswers(t *testing.T) {
 		{name: "delete, malformed id", method: "DELETE", path: "/sandboxes/nonsense", status: 404, want: notFound},
 		{name: "delete, internal", method: "DELETE", path: "/sandboxes/" + knownID, engine: &fakeEngine{err: hostile}, status: 500, want: internal},
 
-		{name: "info", method: "GET", path: "/info", status: 200, want: `{"guest_ram_mib":256,"guest_vcpus":1,"boot_path":"cold-boot","packs":["python","shell"],"work_dir":"/data","kvm":"emulated","versions":{"emberd":"1.2.3","firecracker":"1.12.1","host_kernel":"6.1.0"}}`},
+		{name: "info", method: "GET", path: "/info", status: 200, want: `{"guest_ram_mib":256,"guest_vcpus":1,"boot_path":"cold-boot","packs":["python","shell"],"work_dir":"/data","pool":[{"pack":"python","size":{"vcpus":1,"memory_mib":256},"ready":1,"target":2,"min":2,"max":4,"hits":5,"misses":6,"refills":7,"failures":8}],"kvm":"emulated","versions":{"emberd":"1.2.3","firecracker":"1.12.1","host_kernel":"6.1.0"}}`},
+		{name: "pool", method: "GET", path: "/pool", status: 200, want: `{"pool":[{"pack":"python","size":{"vcpus":1,"memory_mib":256},"ready":1,"target":2,"min":2,"max":4,"hits":5,"misses":6,"refills":7,"failures":8}]}`},
 		{name: "health", method: "GET", path: "/healthz", status: 200, want: `{"status":"ok"}`},
 		{name: "ready", method: "GET", path: "/readyz", status: 200, want: `{"status":"ready"}`},
 

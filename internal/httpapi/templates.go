@@ -52,7 +52,7 @@ func (a *API) buildTemplate(w http.ResponseWriter, r *http.Request) (any, error)
 	}
 	var req rest.TemplateRequest
 	if len(body) > 0 {
-		if err := decode(body, &req); err != nil {
+		if err := decode(body, templateShape, &req); err != nil {
 			return nil, err
 		}
 	}
