@@ -89,7 +89,7 @@ func (b *run) all(ctx context.Context) error {
 	if err := b.awaitPool(ctx); err != nil {
 		return err
 	}
-	before, err := b.lookAround(ctx)
+	before, err := b.settled(ctx)
 	if err != nil {
 		return err
 	}

@@ -96,6 +96,27 @@ func (t trace) awaitGone(ctx context.Context) error {
 	}
 }
 
+// settled looks around until two looks a second apart see the same: a daemon that
+// has just begun is still making things ready.
+func (b *run) settled(ctx context.Context) (map[string]int, error) {
+	seen, err := b.lookAround(ctx)
+	for range 20 {
+		if err != nil {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(time.Second):
+		}
+		before := seen
+		if seen, err = b.lookAround(ctx); err == nil && maps.Equal(seen, before) {
+			break
+		}
+	}
+	return seen, err
+}
+
 const openFiles = "open files of emberd"
 
 // lookAround counts the sandboxes and what they have on this host, by kind.
