@@ -40,7 +40,7 @@ run_once() { # MACHINE FLAG...
 	local m=$1
 	shift
 	bin/emberctl machine start --name "$m" --listen '' || return
-	bin/emberctl machine exec --name "$m" -- "$out/real.test" -real -test.v -test.timeout 30m "$@"
+	bin/emberctl machine exec --name "$m" -- "$out/real.test" -real -test.v -test.timeout 60m "$@"
 }
 
 if [[ $# -gt 0 ]]; then
