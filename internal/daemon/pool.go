@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/agent"
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/provision"
@@ -97,10 +98,29 @@ func (d *Daemon) openPool(source provision.Provisioner, stocks []pool.Stock, for
 		}
 	}
 	p := pool.New(pool.Config{
-		Source: source, Stocks: stocks, Before: before, Foreground: foreground, Log: d.log, Faults: d.cfg.Faults,
+		Source: source, Stocks: stocks, Before: before, Prepare: d.rehearse, Foreground: foreground,
+		Log: d.log, Faults: d.cfg.Faults,
 	})
 	d.release.Add("pool", func(ctx context.Context) error { return p.Close(ctx) })
 	return p
+}
+
+// rehearse has a VM do what a first program would wait for: the agent starts the
+// interpreter, a program that does nothing in any language touches what programs
+// touch, and the interpreter is started for the next one. An interpreter that
+// does not work is for the sandbox's programs to tell.
+func (d *Daemon) rehearse(ctx context.Context, vm *provision.VM) error {
+	warm := func() {
+		if err := vm.Agent.Warm(ctx); err != nil {
+			d.log.Debug("interpreter was not warmed up", "vm", vm.ID, "err", err)
+		}
+	}
+	warm()
+	if _, err := vm.Agent.Exec(ctx, agent.Command{Code: "\n"}, agent.Stdio{}); err != nil {
+		return fmt.Errorf("rehearse: %w", err)
+	}
+	warm()
+	return nil
 }
 
 // describePool returns how a pool stands, in the API's words.
