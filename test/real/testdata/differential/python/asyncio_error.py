@@ -1,0 +1,3 @@
+import asyncio
+async def main(): raise ValueError("async")
+asyncio.run(main())

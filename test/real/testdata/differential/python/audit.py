@@ -1,0 +1,4 @@
+import sys
+seen = []
+sys.addaudithook(lambda e, a: seen.append(e))
+compile("1", "x", "eval"); print(seen[:1])

@@ -1,0 +1,1 @@
+for i in range(200): print(i, "x" * 52000)

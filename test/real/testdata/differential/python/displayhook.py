@@ -1,0 +1,2 @@
+import sys
+exec(compile("1+1", "<x>", "single"))

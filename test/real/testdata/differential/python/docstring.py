@@ -1,0 +1,2 @@
+"""A docstring."""
+print(__doc__)

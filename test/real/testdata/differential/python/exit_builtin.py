@@ -1,0 +1,1 @@
+print("x", end=""); exit(4)

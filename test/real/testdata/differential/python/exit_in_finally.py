@@ -1,0 +1,2 @@
+try: raise SystemExit(5)
+finally: print("finally")

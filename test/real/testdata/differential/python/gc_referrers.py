@@ -1,0 +1,3 @@
+import gc
+x = [object()]
+print(len(gc.get_referrers(x[0])), gc.is_tracked(x))

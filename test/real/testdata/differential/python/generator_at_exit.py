@@ -1,0 +1,4 @@
+def g():
+    try: yield
+    finally: print("closed")
+x = g(); next(x)

@@ -1,0 +1,3 @@
+print(list(globals())); print(globals() is locals())
+x: int = 1
+print(__annotations__)

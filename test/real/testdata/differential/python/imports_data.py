@@ -1,0 +1,2 @@
+import datetime, zoneinfo, calendar, collections, heapq, bisect, array, weakref, types, copy, graphlib, numbers, math, cmath, decimal, fractions, statistics, itertools, functools, operator, pickle, copyreg, shelve, marshal, dbm, sqlite3
+print(decimal.Decimal(1) / 3, fractions.Fraction(1, 3), statistics.mean([1, 2]), pickle.loads(pickle.dumps({1: 2})), sqlite3.connect(":memory:").execute("select 42").fetchall(), datetime.date(2024, 2, 29).strftime("%A"))

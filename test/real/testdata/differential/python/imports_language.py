@@ -1,0 +1,2 @@
+import ast, symtable, token, keyword, tokenize, tabnanny, pyclbr, py_compile, compileall, dis, pickletools, code, codeop, zipimport, pkgutil, modulefinder, runpy, importlib, importlib.resources, importlib.metadata, inspect, site, typing, dataclasses, contextlib, abc, atexit, traceback, gc, timeit, trace, tracemalloc, unittest, unittest.mock, doctest, pdb, cProfile, pstats, warnings
+print(ast.dump(ast.parse("x=1")), keyword.iskeyword("if")); dis.dis("x=1")

@@ -1,0 +1,2 @@
+import pathlib, os.path, stat, filecmp, tempfile, glob, fnmatch, linecache, shutil, zlib, gzip, bz2, lzma, zipfile, tarfile, hashlib, hmac, secrets, io, time, argparse, getopt, logging, logging.config, logging.handlers, getpass, curses, platform, errno, ctypes, ctypes.util, mmap, fcntl, termios, pty, select, selectors, socket, ssl, signal
+print(hashlib.sha256(b"x").hexdigest(), platform.python_version(), ctypes.sizeof(ctypes.c_long), zlib.crc32(b"x"))

@@ -1,0 +1,2 @@
+print(repr(input("prompt> "))); print(repr(input()))
+input()

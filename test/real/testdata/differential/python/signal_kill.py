@@ -1,0 +1,2 @@
+import os
+print("lost"); os.kill(os.getpid(), 9)

@@ -1,0 +1,3 @@
+import os, sys
+os.close(0)
+print(sys.stdin.read())

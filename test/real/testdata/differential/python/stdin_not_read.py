@@ -1,0 +1,1 @@
+print("ignores its input")

@@ -1,0 +1,2 @@
+import select, sys
+print(select.select([sys.stdin], [], [], 5)[0] == [sys.stdin])

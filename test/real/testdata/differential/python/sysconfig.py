@@ -1,0 +1,2 @@
+import sysconfig
+print(sysconfig.get_paths(), sysconfig.get_platform())

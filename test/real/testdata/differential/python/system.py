@@ -1,0 +1,2 @@
+import os
+print(os.system("exit 3"), os.popen("echo popen").read())

@@ -1,0 +1,3 @@
+import threading, atexit
+def f(): print("at exit", threading.active_count())
+atexit.register(f)

@@ -1,0 +1,1 @@
+exec(compile("def f():\n  raise KeyError('k')\nf()", "named.py", "exec"))

@@ -1,0 +1,1 @@
+e = ValueError("x"); e.add_note("a note"); raise e

@@ -1,0 +1,3 @@
+import os
+try: os.wait()
+except ChildProcessError as e: print(e)

@@ -1,0 +1,3 @@
+import warnings
+def f(): warnings.warn("in f", RuntimeWarning, stacklevel=2)
+f(); f()
