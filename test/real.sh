@@ -50,7 +50,7 @@ if [[ $# -gt 0 ]]; then
 fi
 
 # The two halves take about as long as each other.
-long='^(TestHundredLives|TestResidueAndSecrets)$'
+long='^(TestHundredLives|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$'
 machines=(test-a test-b)
 run test-a -test.run "$long" >"$out/a.log" 2>&1 &
 a=$!
