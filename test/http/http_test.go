@@ -80,6 +80,7 @@ func runDaemon(dir string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	cfg := daemon.NewConfig()
+	cfg.Templates = false
 	cfg.Listen = "127.0.0.1:0"
 	cfg.DataDir, cfg.RunDir = paths.Data(filepath.Join(dir, "data")), paths.Run(filepath.Join(dir, "run"))
 	cfg.Socket = cfg.RunDir.Socket()
