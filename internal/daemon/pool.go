@@ -116,7 +116,7 @@ func (d *Daemon) rehearse(ctx context.Context, vm *provision.VM) error {
 		}
 	}
 	warm()
-	if _, err := vm.Agent.Exec(ctx, agent.Command{Code: "\n"}, agent.Stdio{}); err != nil {
+	if _, err := vm.Agent.Exec(ctx, agent.Command{Code: provision.EmptyProgram}, agent.Stdio{}); err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
 	warm()

@@ -20,6 +20,10 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
+// EmptyProgram is a program in every language, and does nothing. Running it has a
+// guest touch what programs touch.
+const EmptyProgram = "\n"
+
 // Request is the VM that is wanted.
 type Request struct {
 	Pack   pack.Pack

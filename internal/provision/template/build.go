@@ -41,9 +41,6 @@ const rehearsals = 3
 // rehearsalTimeout bounds one of them.
 const rehearsalTimeout = 20 * time.Second
 
-// emptyProgram is one in every language, and does nothing.
-const emptyProgram = "\n"
-
 // job is the making of a template.
 type job struct {
 	done  chan struct{}
@@ -221,7 +218,7 @@ func (s *Templates) warmUp(ctx context.Context, session *agent.Session) error {
 
 // rehearse runs a program that does nothing.
 func rehearse(ctx context.Context, session *agent.Session) error {
-	exit, err := session.Exec(ctx, agent.Command{Code: emptyProgram, Timeout: rehearsalTimeout}, agent.Stdio{})
+	exit, err := session.Exec(ctx, agent.Command{Code: provision.EmptyProgram, Timeout: rehearsalTimeout}, agent.Stdio{})
 	if err != nil {
 		return fmt.Errorf("rehearse: %w", err)
 	}
