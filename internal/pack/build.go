@@ -12,6 +12,7 @@ import (
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/command"
+	"github.com/emberd/emberd/internal/x/digest"
 	"github.com/emberd/emberd/internal/x/lockfile"
 	"github.com/emberd/emberd/internal/x/progress"
 	"github.com/emberd/emberd/internal/x/swapdir"
@@ -109,18 +110,22 @@ func build(ctx context.Context, def Definition, work string, report progress.Fun
 	if err := compress(ctx, tree, rootfs); err != nil {
 		return Manifest{}, err
 	}
-	digest, size, err := digestFile(rootfs)
+	image, err := os.Stat(rootfs)
 	if err != nil {
 		return Manifest{}, err
 	}
-	if limit := def.SizeLimitMB * 1_000_000; size > limit {
+	sum, err := digest.File(rootfs)
+	if err != nil {
+		return Manifest{}, err
+	}
+	if limit := def.SizeLimitMB * 1_000_000; image.Size() > limit {
 		return Manifest{}, fmt.Errorf("the image has %d bytes, %d more than its limit of %d MB",
-			size, size-limit, def.SizeLimitMB)
+			image.Size(), image.Size()-limit, def.SizeLimitMB)
 	}
 	m := Manifest{
 		Name: def.Name, Description: def.Description,
 		Interpreter: def.Interpreter, CodeFlag: def.CodeFlag, FileFlag: def.FileFlag, Warm: def.Warm,
-		Digest: digest, Size: size, Definition: def.Digest(), Contents: contents, BuiltWith: tools,
+		Digest: sum, Size: image.Size(), Definition: def.Digest(), Contents: contents, BuiltWith: tools,
 	}
 	manifest := filepath.Join(out, filepath.Base(names.PackManifest(def.Name)))
 	return m, writeManifest(manifest, m)

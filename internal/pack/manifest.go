@@ -1,16 +1,13 @@
 package pack
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
-	"os"
 
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/digest"
 	"github.com/emberd/emberd/internal/x/regular"
 )
 
@@ -75,27 +72,13 @@ func ReadManifest(data paths.Data, name string) (Manifest, error) {
 
 // Verify hashes the image of p and compares it with the digest in its manifest.
 func Verify(p Pack) error {
-	digest, _, err := digestFile(p.RootfsPath)
+	got, err := digest.File(p.RootfsPath)
 	if err != nil {
 		return fmt.Errorf("verify pack %s: %w", p.Name, err)
 	}
-	if digest != p.Digest {
+	if got != p.Digest {
 		return fmt.Errorf("verify pack %s: %s has sha256 %s, its manifest says %s",
-			p.Name, p.RootfsPath, digest, p.Digest)
+			p.Name, p.RootfsPath, got, p.Digest)
 	}
 	return nil
-}
-
-func digestFile(path string) (digest string, size int64, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", 0, err
-	}
-	defer func() { _ = f.Close() }()
-	h := sha256.New()
-	size, err = io.Copy(h, f)
-	if err != nil {
-		return "", 0, fmt.Errorf("hash %s: %w", path, err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), size, nil
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/digest"
 )
 
 // fakeImage is size bytes that pass for squashfs.
@@ -28,14 +29,15 @@ func put(t *testing.T, data paths.Data, name string) Manifest {
 	if err := os.MkdirAll(filepath.Dir(data.PackRootfs(name)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(data.PackRootfs(name), fakeImage(4096), 0o644); err != nil {
+	image := fakeImage(4096)
+	if err := os.WriteFile(data.PackRootfs(name), image, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	digest, size, err := digestFile(data.PackRootfs(name))
+	sum, err := digest.File(data.PackRootfs(name))
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := Manifest{Name: name, Interpreter: name + "-interpreter", Digest: digest, Size: size}
+	m := Manifest{Name: name, Interpreter: name + "-interpreter", Digest: sum, Size: int64(len(image))}
 	if err := writeManifest(data.PackManifest(name), m); err != nil {
 		t.Fatal(err)
 	}

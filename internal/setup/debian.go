@@ -13,6 +13,7 @@ import (
 	"github.com/emberd/emberd/internal/debstrap"
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/x/command"
+	"github.com/emberd/emberd/internal/x/digest"
 	"github.com/emberd/emberd/internal/x/progress"
 )
 
@@ -136,7 +137,7 @@ func (p debianPackage) newestOf(names []string) string {
 func (p debianPackage) unpack(ctx context.Context, deb, tree string) (kernel.Record, error) {
 	rec := kernel.Record{Pin: p.version}
 	var err error
-	if rec.SHA256, err = fileSum(deb); err != nil {
+	if rec.SHA256, err = digest.File(deb); err != nil {
 		return rec, err
 	}
 	if rec.Package, err = debField(ctx, deb, "Package"); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/digest"
 	"github.com/emberd/emberd/internal/x/progress"
 	"github.com/emberd/emberd/internal/x/source"
 	"github.com/emberd/emberd/internal/x/swapdir"
@@ -81,10 +82,10 @@ func (c Config) makeFirecracker(ctx context.Context, work string, report progres
 	if rec.Version, err = checkVMM(ctx, fresh.Firecracker(), fresh.Jailer()); err != nil {
 		return err
 	}
-	if rec.Firecracker, err = fileSum(fresh.Firecracker()); err != nil {
+	if rec.Firecracker, err = digest.File(fresh.Firecracker()); err != nil {
 		return err
 	}
-	if rec.Jailer, err = fileSum(fresh.Jailer()); err != nil {
+	if rec.Jailer, err = digest.File(fresh.Jailer()); err != nil {
 		return err
 	}
 	if err := source.Write(dir, rec); err != nil {

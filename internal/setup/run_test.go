@@ -9,6 +9,7 @@ import (
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/x/digest"
 	"github.com/emberd/emberd/internal/x/source"
 )
 
@@ -37,10 +38,10 @@ func TestRunAgain(t *testing.T) {
 	write(t, c.Data.Jailer(), "jail", 0o755)
 	vmm := vmmRecord{Version: "1.15.1"}
 	var err error
-	if vmm.Firecracker, err = fileSum(c.Data.Firecracker()); err != nil {
+	if vmm.Firecracker, err = digest.File(c.Data.Firecracker()); err != nil {
 		t.Fatal(err)
 	}
-	if vmm.Jailer, err = fileSum(c.Data.Jailer()); err != nil {
+	if vmm.Jailer, err = digest.File(c.Data.Jailer()); err != nil {
 		t.Fatal(err)
 	}
 	for _, path := range []string{c.Data.Vmlinux(), filepath.Join(c.Data.GuestModules(), "m")} {

@@ -1,31 +1,15 @@
 package setup
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"fmt"
-	"io"
-	"os"
 	"path/filepath"
-)
 
-// fileSum returns the SHA-256 of a file in hex.
-func fileSum(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = f.Close() }()
-	h := sha256.New()
-	if _, err := io.Copy(h, f); err != nil {
-		return "", fmt.Errorf("hash %s: %w", path, err)
-	}
-	return hex.EncodeToString(h.Sum(nil)), nil
-}
+	"github.com/emberd/emberd/internal/x/digest"
+)
 
 // wantSum is the check of a file that was fetched against its pinned SHA-256.
 func wantSum(path, want string) error {
-	got, err := fileSum(path)
+	got, err := digest.File(path)
 	if err != nil {
 		return err
 	}

@@ -16,6 +16,7 @@ import (
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
+	"github.com/emberd/emberd/internal/x/digest"
 	"github.com/emberd/emberd/internal/x/swapdir"
 )
 
@@ -60,10 +61,10 @@ func (j *job) enter(phase string) {
 type inputs struct{ kernel, initrd string }
 
 func (s *Templates) hashInputs() (in inputs, err error) {
-	if in.kernel, err = digestFile(s.cfg.Kernel); err != nil {
+	if in.kernel, err = digest.File(s.cfg.Kernel); err != nil {
 		return in, err
 	}
-	in.initrd, err = digestFile(s.cfg.Initrd)
+	in.initrd, err = digest.File(s.cfg.Initrd)
 	return in, err
 }
 

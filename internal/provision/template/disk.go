@@ -14,6 +14,7 @@ import (
 
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/digest"
 	"github.com/emberd/emberd/internal/x/regular"
 )
 
@@ -136,7 +137,7 @@ func load(ctx context.Context, dir string, key Key, rootfs string) (*template, e
 	if err != nil {
 		return nil, err
 	}
-	state, err := digestFile(t.snapshot.State)
+	state, err := digest.File(t.snapshot.State)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +159,7 @@ func load(ctx context.Context, dir string, key Key, rootfs string) (*template, e
 func seal(ctx context.Context, dir, pack string, key Key) (m manifest, err error) {
 	snap := firecracker.SnapshotIn(dir, key.Size, "")
 	m = manifest{Pack: pack, Key: key, CreatedAt: time.Now().UTC()}
-	if m.State, err = digestFile(snap.State); err != nil {
+	if m.State, err = digest.File(snap.State); err != nil {
 		return m, err
 	}
 	if err := os.Chmod(snap.Memory, 0o600); err != nil {
