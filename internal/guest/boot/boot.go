@@ -12,7 +12,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -38,19 +37,12 @@ type Params struct {
 	Warm string
 	// Role is emberd.role; empty means a sandbox.
 	Role string
-	// DiskMiB is emberd.disk_mib, how much may be written to the root filesystem;
-	// zero means half of the memory.
-	DiskMiB int
-	// PIDs is emberd.pids, how many processes and threads programs may have
-	// together; zero means as many as the kernel lets them.
-	PIDs int
 }
 
 // ParseCmdline reads the parameters out of a kernel command line. The last of
 // two equal ones counts, as in the kernel.
-func ParseCmdline(line string) (Params, error) {
+func ParseCmdline(line string) Params {
 	var p Params
-	var errs [2]error
 	for field := range strings.FieldsSeq(line) {
 		name, value, _ := strings.Cut(field, "=")
 		switch name {
@@ -64,13 +56,9 @@ func ParseCmdline(line string) (Params, error) {
 			p.Warm = value
 		case "emberd.role":
 			p.Role = value
-		case "emberd.disk_mib":
-			p.DiskMiB, errs[0] = strconv.Atoi(value)
-		case "emberd.pids":
-			p.PIDs, errs[1] = strconv.Atoi(value)
 		}
 	}
-	return p, errors.Join(errs[:]...)
+	return p
 }
 
 // Run boots the system. It is called once, by PID 1, before anything else.
@@ -82,17 +70,14 @@ func Run() (Params, error) {
 	if err != nil {
 		return Params{}, fmt.Errorf("read command line: %w", err)
 	}
-	params, err := ParseCmdline(string(cmdline))
-	if err != nil {
-		return Params{}, fmt.Errorf("command line: %w", err)
-	}
+	params := ParseCmdline(string(cmdline))
 	if err := loadModules(); err != nil {
 		return params, err
 	}
 	if err := waitFor(rootDisk, diskTimeout); err != nil {
 		return params, fmt.Errorf("wait for the root disk: %w", err)
 	}
-	if err := mountAll(root(params.DiskMiB)); err != nil {
+	if err := mountAll(root); err != nil {
 		return params, err
 	}
 	if err := switchRoot(newRoot); err != nil {
@@ -104,7 +89,7 @@ func Run() (Params, error) {
 	return params, settle(params)
 }
 
-// settle gives the mounted system its names and limits.
+// settle gives the mounted system its names and what programs begin with.
 func settle(p Params) error {
 	for link, target := range links {
 		if err := os.Symlink(target, link); err != nil && !errors.Is(err, fs.ErrExist) {
@@ -126,11 +111,6 @@ func settle(p Params) error {
 	}
 	if err := groupPrograms(); err != nil {
 		return fmt.Errorf("control group of programs: %w", err)
-	}
-	if p.PIDs > 0 {
-		if err := LimitProcesses(p.PIDs); err != nil {
-			return fmt.Errorf("limit processes: %w", err)
-		}
 	}
 	return loopbackUp()
 }

@@ -39,24 +39,18 @@ var early = []mount{
 	{source: "devtmpfs", target: "/dev", fstype: "devtmpfs", flags: unix.MS_NOSUID, data: "mode=0755"},
 }
 
-// root is the disk, and memory above it that takes what is written: at most
-// diskMiB, whichever of the places for files it goes to, or half of the memory
-// if that is zero.
-func root(diskMiB int) []mount {
-	var size string
-	if diskMiB > 0 {
-		size = fmt.Sprintf("size=%dm", diskMiB)
-	}
-	return []mount{
-		{source: rootDisk, target: lower, fstype: "squashfs", flags: unix.MS_RDONLY},
-		{source: "tmpfs", target: memory, fstype: "tmpfs", data: size, dirs: []string{"upper", "work", "tmp", "run"}},
-		{
-			source: "overlay", target: newRoot, fstype: "overlay",
-			data: "lowerdir=" + lower + ",upperdir=" + memory + "/upper,workdir=" + memory + "/work",
-		},
-		{source: memory + "/tmp", target: newRoot + "/tmp", flags: unix.MS_BIND | noDev, open: true},
-		{source: memory + "/run", target: newRoot + "/run", flags: unix.MS_BIND | noDev},
-	}
+// root is the disk, and memory above it that takes what is written, whichever of
+// the places for files it goes to: half of the memory, until [LimitFiles] says
+// otherwise.
+var root = []mount{
+	{source: rootDisk, target: lower, fstype: "squashfs", flags: unix.MS_RDONLY},
+	{source: "tmpfs", target: memory, fstype: "tmpfs", dirs: []string{"upper", "work", "tmp", "run"}},
+	{
+		source: "overlay", target: newRoot, fstype: "overlay",
+		data: "lowerdir=" + lower + ",upperdir=" + memory + "/upper,workdir=" + memory + "/work",
+	},
+	{source: memory + "/tmp", target: newRoot + "/tmp", flags: unix.MS_BIND | noDev, open: true},
+	{source: memory + "/run", target: newRoot + "/run", flags: unix.MS_BIND | noDev},
 }
 
 // late is mounted in the new root.
