@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"context"
 	"errors"
 	"testing"
 
@@ -14,19 +13,7 @@ import (
 // serve runs a daemon until the test ends and returns a client of it.
 func serve(t *testing.T, cfg Config) (*client.Client, *engine.Engine) {
 	t.Helper()
-	d, err := New(t.Context(), cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error)
-	go func() { ended <- d.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		if err := <-ended; err != nil {
-			t.Error(err)
-		}
-	})
+	d := run(t, cfg)
 	return client.New(d.Addr()), d.Engine()
 }
 

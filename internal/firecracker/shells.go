@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -84,10 +85,8 @@ func (s *Shells) Use(ctx context.Context, begin func(sandbox.VMID) error, f func
 // holds s.mu. What died is left to [Shells.keep].
 func (s *Shells) pop() *Shell {
 	for i, shell := range s.ready {
-		select {
-		case <-shell.Done():
-		default:
-			s.ready = append(s.ready[:i], s.ready[i+1:]...)
+		if !shell.ended() {
+			s.ready = slices.Delete(s.ready, i, i+1)
 			return shell
 		}
 	}

@@ -36,7 +36,7 @@ type host struct {
 	engine    *engine.Engine
 	templates *template.Templates
 	cfg       daemon.Config
-	log       *lockedBuffer
+	log       *testenv.Log
 	stop      func()
 }
 
@@ -52,7 +52,7 @@ func newHost(t testing.TB, options ...func(*daemon.Config)) *host {
 	before := take(t, whole)
 
 	data := linkData(t)
-	h := &host{log: &lockedBuffer{}, cfg: daemon.NewConfig()}
+	h := &host{log: &testenv.Log{}, cfg: daemon.NewConfig()}
 	h.cfg.Listen = "127.0.0.1:0"
 	// What is kept ready comes and goes behind the test; tests of it ask for it.
 	h.cfg.Templates, h.cfg.Shells = false, 0
@@ -203,24 +203,6 @@ func openFiles(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(entries)
-}
-
-// lockedBuffer is a log that several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // installedInit is the emberd-init that belongs to the emberd on this host.

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -198,7 +197,7 @@ func (s *Templates) sweep() error {
 			continue
 		}
 		s.cfg.Log.Info("removing a template that is of no use any more", "template", e.Name(), "reason", why)
-		errs = append(errs, os.RemoveAll(dir))
+		errs = append(errs, remove(dir))
 	}
 	return errors.Join(errs...)
 }
@@ -228,7 +227,7 @@ func (s *Templates) useless(dir string) error {
 
 // remove removes the template in dir.
 func remove(dir string) error {
-	if err := os.RemoveAll(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := os.RemoveAll(dir); err != nil {
 		return fmt.Errorf("remove template: %w", err)
 	}
 	return nil

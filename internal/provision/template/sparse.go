@@ -26,6 +26,14 @@ const chunkSize = 256 * pageSize
 func pages(ctx context.Context, file *os.File, size int64, f func(off int64, page []byte), hole func(off, length int64) error) error {
 	var empty [pageSize]byte
 	buf := make([]byte, chunkSize)
+	run := int64(0)
+	endRun := func(end int64) error {
+		length := run
+		if run = 0; length == 0 {
+			return nil
+		}
+		return hole(end-length, length)
+	}
 	for off := int64(0); off < size; {
 		data, err := unix.Seek(int(file.Fd()), off, unix.SEEK_DATA)
 		if errors.Is(err, unix.ENXIO) {
@@ -42,20 +50,18 @@ func pages(ctx context.Context, file *os.File, size int64, f func(off int64, pag
 		if err := context.Cause(ctx); err != nil {
 			return err
 		}
-		run := int64(0)
 		for at := int64(0); at < n; at += pageSize {
 			page := buf[at:min(at+pageSize, n)]
 			if bytes.Equal(page, empty[:len(page)]) {
 				run += int64(len(page))
 				continue
 			}
-			if err := hole(off+at-run, run); err != nil {
+			if err := endRun(off + at); err != nil {
 				return err
 			}
-			run = 0
 			f(off+at, page)
 		}
-		if err := hole(off+n-run, run); err != nil {
+		if err := endRun(off + n); err != nil {
 			return err
 		}
 		off += n
@@ -83,9 +89,6 @@ func punch(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	digest, err := hashPages(ctx, f, func(off, length int64) error {
-		if length == 0 {
-			return nil
-		}
 		err := unix.Fallocate(int(f.Fd()), unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
 		if errors.Is(err, unix.EOPNOTSUPP) {
 			return nil // the filesystem has no holes; the file takes more room

@@ -20,6 +20,7 @@ import (
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 	"github.com/emberd/emberd/internal/x/fault"
 )
 
@@ -35,7 +36,7 @@ type fixture struct {
 	cfg      Config
 	launcher *fctest.Launcher
 	faults   *fault.Set
-	log      *lockedBuffer
+	log      *testenv.Log
 }
 
 func newFixture(t *testing.T, options ...func(*Config)) *fixture {
@@ -50,7 +51,7 @@ func newFixture(t *testing.T, options ...func(*Config)) *fixture {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f := &fixture{t: t, launcher: &fctest.Launcher{Dir: dir}, faults: &fault.Set{}, log: &lockedBuffer{}}
+	f := &fixture{t: t, launcher: &fctest.Launcher{Dir: dir}, faults: &fault.Set{}, log: &testenv.Log{}}
 	log := slog.New(slog.NewTextHandler(f.log, nil))
 	f.cfg = Config{
 		Cold: provision.NewCold(provision.ColdConfig{
@@ -332,22 +333,4 @@ func TestRestoreThatIsGivenUp(t *testing.T) {
 	if strings.Contains(f.log.String(), "restore failed") {
 		t.Error("it counts as a failure")
 	}
-}
-
-// lockedBuffer is a log that several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
