@@ -42,8 +42,8 @@ test-long: build ## floods, bombs and residue at full length; most of an hour, n
 	./test/real.sh -long -test.timeout 90m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets)$$'
 
 .PHONY: bench
-bench: build ## what a sandbox's life costs, inside the machine
-	./test/real.sh -test.run '^$$' -test.bench . -test.benchtime 1x
+bench: build ## what a sandbox's life costs, inside the machine; BENCH_ARGS=--json
+	./test/bench.sh $(BENCH_ARGS)
 
 .PHONY: kernel
 kernel: build ## build a smaller, faster kernel for sandboxes; minutes (docs/KERNEL.md)

@@ -9,10 +9,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon"
@@ -227,4 +229,10 @@ func pss(t testing.TB, pid int) int {
 		t.Fatal(err)
 	}
 	return kib
+}
+
+// median sorts took.
+func median(took []time.Duration) time.Duration {
+	slices.Sort(took)
+	return took[len(took)/2]
 }
