@@ -22,15 +22,17 @@ const maxGreeting = len("R4194304\n")
 type ready struct {
 	proc    *proc.Process
 	control *os.File
+	plain   plain // what it stands for
 }
 
 // handOver gives code to the process and returns it, running. After an error the
 // process is dead and has run none of code.
 func (r *ready) handOver(code []byte) (*proc.Process, error) {
 	defer func() { _ = r.control.Close() }()
-	if !r.proc.Child().Adopted() {
+	if err := r.fit(); err != nil {
 		r.kill()
-		return nil, errors.New("it is gone")
+		r.proc.Discard()
+		return nil, err
 	}
 	r.proc.Begin()
 	err := r.send(code)
@@ -46,6 +48,17 @@ func (r *ready) handOver(code []byte) (*proc.Process, error) {
 		return nil, err
 	}
 	return r.proc, nil
+}
+
+// fit returns why the process is not to be given code.
+func (r *ready) fit() error {
+	switch {
+	case !r.proc.Child().Adopted():
+		return errors.New("it is gone")
+	case !r.plain.current():
+		return fmt.Errorf("%s is another one by now", r.plain.name)
+	}
+	return nil
 }
 
 func (r *ready) send(code []byte) error {

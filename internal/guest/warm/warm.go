@@ -74,6 +74,10 @@ const (
 // Config is what an Interpreter needs.
 type Config struct {
 	Recipe Recipe
+	// Interpreter is the plain interpreter. Where there is another one under its
+	// name by now, or none, what was started ahead is not used.
+	Interpreter string
+
 	Runner *proc.Runner
 	Reaper *reaper.Reaper
 	Log    *slog.Logger
@@ -232,7 +236,8 @@ func (i *Interpreter) await(ctx context.Context) {
 		select {
 		case <-changed:
 		case <-timer.C:
-			hope = false
+			// Whoever comes next is not to wait for as long, in vain too.
+			hope, i.standing = false, false
 		case <-ctx.Done():
 			hope = false
 		}

@@ -3,11 +3,13 @@ package warm_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -50,6 +52,13 @@ type interpreter struct {
 
 func newInterpreter(t *testing.T, kind warm.Kind, how string) *interpreter {
 	t.Helper()
+	return newInterpreterFor(t, kind, how, "/bin/sh")
+}
+
+// newInterpreterFor has what is started ahead stand for the plain interpreter at
+// a path, which need not be there.
+func newInterpreterFor(t *testing.T, kind warm.Kind, how, plain string) *interpreter {
+	t.Helper()
 	role := asZygote
 	if kind == warm.Prestart {
 		role = asPrestart
@@ -60,7 +69,7 @@ func newInterpreter(t *testing.T, kind warm.Kind, how string) *interpreter {
 	}
 	runner := proc.New(dead, "")
 	i := &interpreter{runner: runner, Interpreter: warm.New(warm.Config{
-		Recipe: warm.Recipe{Kind: kind, Argv: []string{exe, role, how}},
+		Recipe: warm.Recipe{Kind: kind, Argv: []string{exe, role, how}}, Interpreter: plain,
 		Runner: runner, Reaper: dead, Log: slog.New(slog.DiscardHandler),
 	})}
 	t.Cleanup(func() { i.Close(); runner.Close() })
@@ -325,6 +334,50 @@ func TestKilledWhileItWaits(t *testing.T) {
 			i.Prepare()
 		}
 	})
+}
+
+// What was started ahead of an interpreter that was replaced or removed since
+// runs no code, and what is started from then on does.
+func TestAnotherInterpreter(t *testing.T) {
+	for name, change := range map[string]func(path string) error{
+		"replaced": func(path string) error {
+			return errors.Join(os.WriteFile(path+".new", nil, 0o755), os.Rename(path+".new", path))
+		},
+		"edited":         func(path string) error { return os.WriteFile(path, []byte("x"), 0o755) },
+		"not executable": func(path string) error { return os.Chmod(path, 0o600) },
+		"removed":        os.Remove,
+	} {
+		t.Run(name, func(t *testing.T) {
+			each(t, func(t *testing.T, kind warm.Kind) {
+				plain := filepath.Join(t.TempDir(), "interpreter")
+				if err := os.WriteFile(plain, nil, 0o755); err != nil {
+					t.Fatal(err)
+				}
+				i := newInterpreterFor(t, kind, "", plain)
+				i.wait(t)
+				if _, out, ahead := i.run(t, "echo 42", 0); !ahead || out != "42\n" {
+					t.Fatalf("%v, output is %q", ahead, out)
+				}
+				i.wait(t)
+				before := allChildren(t)
+				if err := change(plain); err != nil {
+					t.Fatal(err)
+				}
+				if _, _, ahead := i.run(t, "echo 42", 0); ahead {
+					t.Error("the one before ran the code")
+				}
+				i.wait(t)
+				if _, out, ahead := i.run(t, "echo 42", 0); !ahead || out != "42\n" {
+					t.Errorf("%v, output is %q", ahead, out)
+				}
+				for _, pid := range allChildren(t) {
+					if slices.Contains(before, pid) {
+						t.Errorf("process %d goes on, which was started before", pid)
+					}
+				}
+			})
+		})
+	}
 }
 
 // A renewed interpreter has another ready process, and the one before is dead.
