@@ -89,7 +89,7 @@ func run(interpreter string) error {
 	}
 	cfg.Arm = identity.New().Take
 	if params.Warm != "" {
-		if cfg.Recipe, err = warm.ParseRecipe(params.Warm); err != nil {
+		if cfg.Recipe, err = warm.ParseRecipe(params.Warm, params.Watch); err != nil {
 			return fmt.Errorf("command line: %w", err)
 		}
 	}

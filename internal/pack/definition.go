@@ -71,6 +71,8 @@ const (
 type WarmUp struct {
 	Kind string   `toml:"kind" json:"kind"`
 	Argv []string `toml:"argv" json:"argv"`
+	// Watch are the files and directories that the interpreter reads as it starts.
+	Watch []string `toml:"watch" json:"watch,omitempty"`
 }
 
 // Command is a program of the image.
@@ -238,6 +240,12 @@ func validateCode(codeFlag, fileFlag string, warm *WarmUp) error {
 			return fmt.Errorf("invalid argument %q of the warm-up", arg)
 		}
 		size += len(arg) + 1
+	}
+	for _, path := range warm.Watch {
+		if !filepath.IsAbs(path) || !validArgument.MatchString(path) {
+			return fmt.Errorf("invalid path %q that the warm-up watches", path)
+		}
+		size += len(path) + 1
 	}
 	if size > maxWarmUp {
 		return fmt.Errorf("the warm-up has %d bytes of arguments, more than %d", size, maxWarmUp)

@@ -106,6 +106,7 @@ func TestDefinitionRefuses(t *testing.T) {
 		"warm-up comma":   {ownTOML + strings.Replace(warmTOML, "/b", "/b,c", 1), "invalid argument"},
 		"warm-up space":   {ownTOML + strings.Replace(warmTOML, "/b", "/b c", 1), "invalid argument"},
 		"warm-up long":    {ownTOML + strings.Replace(warmTOML, "/b", strings.Repeat("b", 600), 1), "more than 512"},
+		"warm-up watch":   {ownTOML + strings.Replace(warmTOML, "[scripts]", "watch = [\"lib\"]\n[scripts]", 1), "invalid path"},
 		"no such script":  {ownTOML + strings.Replace(warmTOML, "x/start", "x/stop", 1), "script usr/start.py"},
 		"script outside":  {ownTOML + strings.Replace(warmTOML, "usr/start", "../start", 1), "not inside the image"},
 		"command no argv": {ownTOML + "[[commands]]\nargv = []\n", "without argv"},

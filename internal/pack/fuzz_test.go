@@ -19,6 +19,7 @@ func FuzzManifest(f *testing.F) {
 	f.Add([]byte(`{"name":"python","interpreter":"python3","size":96}`), fakeImage(superblockLen))
 	f.Add([]byte(`{"name":"python","interpreter":"python3 init=/bin/sh","size":96}`), fakeImage(superblockLen))
 	f.Add([]byte(`{"name":"python","interpreter":"node","size":96,"code_flag":"-e","file_flag":"--","warm":{"kind":"prestart","argv":["node","","a=b"]}}`), fakeImage(superblockLen))
+	f.Add([]byte(`{"name":"python","interpreter":"node","size":96,"warm":{"kind":"prestart","argv":["node"],"watch":["/a","b c"]}}`), fakeImage(superblockLen))
 	f.Add([]byte(`{"name":"python","interpreter":"node","size":96,"warm":{"kind":"prestart","argv":["node","a,b emberd.role=machine"]}}`), fakeImage(superblockLen))
 	f.Add([]byte(`{"name":"../python","interpreter":"sh","size":-1}`), []byte("hsqs"))
 	f.Add([]byte(`{"name":"python","interpreter":"sh\n","size":0}`), []byte{})
@@ -42,7 +43,7 @@ func FuzzManifest(f *testing.F) {
 		}
 		// The guest learns what the manifest says and nothing else.
 		told := boot.ParseCmdline(p.BootArgs())
-		want := boot.Params{Interpreter: p.Interpreter, CodeFlag: p.CodeFlag, FileFlag: p.FileFlag, Warm: told.Warm}
+		want := boot.Params{Interpreter: p.Interpreter, CodeFlag: p.CodeFlag, FileFlag: p.FileFlag, Warm: told.Warm, Watch: told.Watch}
 		if told != want || p.Interpreter == "" || p.Name != "python" {
 			t.Fatalf("%+v becomes %q, which the guest takes for %+v", p, p.BootArgs(), told)
 		}
@@ -50,11 +51,11 @@ func FuzzManifest(f *testing.F) {
 			t.Fatalf("the command line is %q", p.BootArgs())
 		}
 		if p.Warm != nil {
-			recipe, err := warm.ParseRecipe(told.Warm)
-			if err != nil || string(recipe.Kind) != p.Warm.Kind || !slices.Equal(recipe.Argv, p.Warm.Argv) {
+			recipe, err := warm.ParseRecipe(told.Warm, told.Watch)
+			if err != nil || string(recipe.Kind) != p.Warm.Kind || !slices.Equal(recipe.Argv, p.Warm.Argv) || !slices.Equal(recipe.Watch, p.Warm.Watch) {
 				t.Fatalf("%+v becomes %+v, %v", p.Warm, recipe, err)
 			}
-		} else if told.Warm != "" {
+		} else if told.Warm+told.Watch != "" {
 			t.Fatalf("the guest warms up with %q", told.Warm)
 		}
 		if len(image) < superblockLen || string(image[:4]) != "hsqs" || binary.LittleEndian.Uint64(image[bytesUsedOffset:]) > uint64(len(image)) {

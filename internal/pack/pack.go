@@ -55,6 +55,9 @@ func (p Pack) BootArgs() string {
 	}
 	if p.Warm != nil {
 		args += " emberd.warm=" + p.Warm.Kind + "," + strings.Join(p.Warm.Argv, ",")
+		if len(p.Warm.Watch) > 0 {
+			args += " emberd.watch=" + strings.Join(p.Warm.Watch, ",")
+		}
 	}
 	return args
 }

@@ -177,9 +177,9 @@ func TestBootArgs(t *testing.T) {
 		"all": {
 			Pack{
 				Interpreter: "node", CodeFlag: "-e", FileFlag: "--file",
-				Warm: &WarmUp{Kind: Prestart, Argv: []string{"node", "-r", "/warm.js", ""}},
+				Warm: &WarmUp{Kind: Prestart, Argv: []string{"node", "-r", "/warm.js", ""}, Watch: []string{"/a", "/b"}},
 			},
-			"emberd.interpreter=node emberd.code_flag=-e emberd.file_flag=--file emberd.warm=prestart,node,-r,/warm.js,",
+			"emberd.interpreter=node emberd.code_flag=-e emberd.file_flag=--file emberd.warm=prestart,node,-r,/warm.js, emberd.watch=/a,/b",
 		},
 	}
 	for name, tt := range tests {

@@ -35,6 +35,8 @@ type Params struct {
 	// Warm is emberd.warm, how the interpreter is started ahead of programs; empty
 	// if it is not.
 	Warm string
+	// Watch is emberd.watch, what of the filesystem has to be as it was for that.
+	Watch string
 	// Role is emberd.role; empty means a sandbox.
 	Role string
 }
@@ -54,6 +56,8 @@ func ParseCmdline(line string) Params {
 			p.FileFlag = value
 		case "emberd.warm":
 			p.Warm = value
+		case "emberd.watch":
+			p.Watch = value
 		case "emberd.role":
 			p.Role = value
 		}

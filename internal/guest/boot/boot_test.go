@@ -16,6 +16,7 @@ func TestParseCmdline(t *testing.T) {
 		"console=ttyS0 reboot=k panic=1 pci=off quiet emberd.interpreter=python3\n": {Interpreter: "python3"},
 		"emberd.code_flag=-e emberd.file_flag=-x":                                   {CodeFlag: "-e", FileFlag: "-x"},
 		"emberd.warm=prestart,sh,/usr/lib/warm.sh":                                  {Warm: "prestart,sh,/usr/lib/warm.sh"},
+		"emberd.watch=/usr/lib,/root":                                               {Watch: "/usr/lib,/root"},
 		"emberd.role=machine quiet":                                                 {Role: "machine"},
 		"emberd.interpreter=/bin/sh emberd.interpreter=sh":                          {Interpreter: "sh"},
 		"emberd.interpreter":                                                        {},

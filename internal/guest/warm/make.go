@@ -21,13 +21,13 @@ const orphanTicks = 1000
 type prestart struct{ cfg Config }
 
 func (s *prestart) make(ctx context.Context) (*ready, error) {
-	plain := lookUp(s.cfg.Interpreter)
+	from := s.cfg.origin()
 	p, control, err := launch(s.cfg)
 	if err != nil {
 		return nil, err
 	}
 	defer context.AfterFunc(ctx, func() { _ = control.SetDeadline(time.Unix(1, 0)) })()
-	r := &ready{proc: p, control: control, plain: plain}
+	r := &ready{proc: p, control: control, origin: from}
 	pid, err := greeting(control, startTimeout)
 	if err == nil && pid != p.Child().Pid() {
 		err = fmt.Errorf("process %d says that it is %d", p.Child().Pid(), pid)
@@ -46,8 +46,8 @@ type forkserver struct {
 	cfg     Config
 	zygote  *proc.Process
 	control *os.File
-	plain   plain // what it stands for
-	forked  bool  // it has done so before
+	origin  origin
+	forked  bool // it has done so before
 }
 
 func (s *forkserver) make(ctx context.Context) (*ready, error) {
@@ -65,20 +65,20 @@ func (s *forkserver) make(ctx context.Context) (*ready, error) {
 	return r, nil
 }
 
-// stand starts the zygote unless there is one that lives, and is of today's
-// interpreter.
+// stand starts the zygote unless there is one that lives, and was started
+// from what is there today.
 func (s *forkserver) stand() (err error) {
 	if s.zygote != nil {
 		select {
 		case <-s.zygote.Child().Done():
 		default:
-			if s.plain.current() {
+			if s.origin.is(s.cfg.origin()) {
 				return nil
 			}
 		}
 		s.close()
 	}
-	s.plain = lookUp(s.cfg.Interpreter)
+	s.origin = s.cfg.origin()
 	s.zygote, s.control, err = launch(s.cfg)
 	if err != nil {
 		s.zygote = nil
@@ -115,7 +115,7 @@ func (s *forkserver) fork(ctx context.Context) (*ready, error) {
 		slot.Discard()
 		return nil, errors.Join(err, own.Close())
 	}
-	return &ready{proc: p, control: own, plain: s.plain}, nil
+	return &ready{proc: p, control: own, origin: s.origin}, nil
 }
 
 // ask sends the zygote the descriptors of the process that is wanted.

@@ -22,14 +22,15 @@ const maxGreeting = len("R4194304\n")
 type ready struct {
 	proc    *proc.Process
 	control *os.File
-	plain   plain // what it stands for
+	origin  origin
 }
 
-// handOver gives code to the process and returns it, running. After an error the
+// handOver gives code to the process and returns it, running. now is what another
+// would be started from. After an error the
 // process is dead and has run none of code.
-func (r *ready) handOver(code []byte) (*proc.Process, error) {
+func (r *ready) handOver(code []byte, now origin) (*proc.Process, error) {
 	defer func() { _ = r.control.Close() }()
-	if err := r.fit(); err != nil {
+	if err := r.fit(now); err != nil {
 		r.kill()
 		r.proc.Discard()
 		return nil, err
@@ -50,13 +51,14 @@ func (r *ready) handOver(code []byte) (*proc.Process, error) {
 	return r.proc, nil
 }
 
-// fit returns why the process is not to be given code.
-func (r *ready) fit() error {
+// fit returns why the process is not to be given code. now is what one would be
+// started from.
+func (r *ready) fit(now origin) error {
 	switch {
 	case !r.proc.Child().Adopted():
 		return errors.New("it is gone")
-	case !r.plain.current():
-		return fmt.Errorf("%s is another one by now", r.plain.name)
+	case !r.origin.is(now):
+		return errors.New("what it was started from has changed")
 	}
 	return nil
 }

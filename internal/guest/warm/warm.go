@@ -43,13 +43,19 @@ type Recipe struct {
 	Kind Kind
 	// Argv is the zygote, or the ready process.
 	Argv []string
+	// Watch are the files and directories that the interpreter reads as it starts.
+	// Once one has changed, what was started before is not used.
+	Watch []string
 }
 
 // ParseRecipe reads a recipe as the kernel command line has it: the kind and the
-// arguments, with commas between them.
-func ParseRecipe(s string) (Recipe, error) {
+// arguments, with commas between them, and what is watched, too.
+func ParseRecipe(s, watch string) (Recipe, error) {
 	kind, argv, _ := strings.Cut(s, ",")
 	r := Recipe{Kind: Kind(kind), Argv: strings.Split(argv, ",")}
+	if watch != "" {
+		r.Watch = strings.Split(watch, ",")
+	}
 	if r.Kind != Forkserver && r.Kind != Prestart || r.Argv[0] == "" {
 		return Recipe{}, fmt.Errorf("%q is no way to start an interpreter ahead", s)
 	}
@@ -74,8 +80,7 @@ const (
 // Config is what an Interpreter needs.
 type Config struct {
 	Recipe Recipe
-	// Interpreter is the plain interpreter. Where there is another one under its
-	// name by now, or none, what was started ahead is not used.
+	// Interpreter is the plain interpreter, which is watched as well.
 	Interpreter string
 
 	Runner *proc.Runner
@@ -186,7 +191,7 @@ func (i *Interpreter) Take(ctx context.Context, code []byte) *proc.Process {
 	if r == nil {
 		return nil
 	}
-	p, err := r.handOver(code)
+	p, err := r.handOver(code, i.cfg.origin())
 	if err != nil {
 		i.cfg.Log.Warn("an interpreter that was started ahead did not take its code", "err", err)
 		return nil

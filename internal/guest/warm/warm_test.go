@@ -26,19 +26,19 @@ import (
 // The guest reads what the host writes.
 func TestParseRecipe(t *testing.T) {
 	host := pack.Pack{Interpreter: "python3", CodeFlag: "-c", Warm: &pack.WarmUp{
-		Kind: pack.ForkServer, Argv: []string{"env", "A=b:c", "python3", "-c", ""},
+		Kind: pack.ForkServer, Argv: []string{"env", "A=b:c", "python3", "-c", ""}, Watch: []string{"/usr/lib", "/root"},
 	}}
 	line := boot.ParseCmdline("quiet " + host.BootArgs())
 	if line.Interpreter != host.Interpreter || line.CodeFlag != host.CodeFlag {
 		t.Errorf("%+v", line)
 	}
-	got, err := warm.ParseRecipe(line.Warm)
+	got, err := warm.ParseRecipe(line.Warm, line.Watch)
 	want := []string{"env", "A=b:c", "python3", "-c", ""}
-	if err != nil || got.Kind != warm.Forkserver || fmt.Sprint(got.Argv) != fmt.Sprint(want) {
+	if err != nil || got.Kind != warm.Forkserver || fmt.Sprint(got.Argv) != fmt.Sprint(want) || !slices.Equal(got.Watch, host.Warm.Watch) {
 		t.Errorf("%+v, %v", got, err)
 	}
 	for _, bad := range []string{"", "forkserver", "forkserver,", "prestart,,x", "zygote,python3"} {
-		if got, err := warm.ParseRecipe(bad); err == nil {
+		if got, err := warm.ParseRecipe(bad, ""); err == nil {
 			t.Errorf("%q is %+v", bad, got)
 		}
 	}
@@ -52,12 +52,12 @@ type interpreter struct {
 
 func newInterpreter(t *testing.T, kind warm.Kind, how string) *interpreter {
 	t.Helper()
-	return newInterpreterFor(t, kind, how, "/bin/sh")
+	return newInterpreterFor(t, kind, how, "/bin/sh", nil)
 }
 
 // newInterpreterFor has what is started ahead stand for the plain interpreter at
-// a path, which need not be there.
-func newInterpreterFor(t *testing.T, kind warm.Kind, how, plain string) *interpreter {
+// a path, and watches others.
+func newInterpreterFor(t *testing.T, kind warm.Kind, how, plain string, watch []string) *interpreter {
 	t.Helper()
 	role := asZygote
 	if kind == warm.Prestart {
@@ -69,7 +69,7 @@ func newInterpreterFor(t *testing.T, kind warm.Kind, how, plain string) *interpr
 	}
 	runner := proc.New(dead, "")
 	i := &interpreter{runner: runner, Interpreter: warm.New(warm.Config{
-		Recipe: warm.Recipe{Kind: kind, Argv: []string{exe, role, how}}, Interpreter: plain,
+		Recipe: warm.Recipe{Kind: kind, Argv: []string{exe, role, how}, Watch: watch}, Interpreter: plain,
 		Runner: runner, Reaper: dead, Log: slog.New(slog.DiscardHandler),
 	})}
 	t.Cleanup(func() { i.Close(); runner.Close() })
@@ -336,8 +336,9 @@ func TestKilledWhileItWaits(t *testing.T) {
 	})
 }
 
-// What was started ahead of an interpreter that was replaced or removed since
-// runs no code, and what is started from then on does.
+// What was started ahead of an interpreter that was replaced or removed since, or
+// would read other files as it starts, runs no code; what is started from then on
+// does.
 func TestAnotherInterpreter(t *testing.T) {
 	for name, change := range map[string]func(path string) error{
 		"replaced": func(path string) error {
@@ -346,14 +347,19 @@ func TestAnotherInterpreter(t *testing.T) {
 		"edited":         func(path string) error { return os.WriteFile(path, []byte("x"), 0o755) },
 		"not executable": func(path string) error { return os.Chmod(path, 0o600) },
 		"removed":        os.Remove,
+		"module added": func(path string) error {
+			return os.WriteFile(filepath.Join(filepath.Dir(path), "lib", "m"), nil, 0o600)
+		},
+		"path added": func(path string) error { return os.Mkdir(filepath.Join(filepath.Dir(path), "local"), 0o755) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			each(t, func(t *testing.T, kind warm.Kind) {
-				plain := filepath.Join(t.TempDir(), "interpreter")
-				if err := os.WriteFile(plain, nil, 0o755); err != nil {
+				dir := t.TempDir()
+				plain, lib := filepath.Join(dir, "interpreter"), filepath.Join(dir, "lib")
+				if err := errors.Join(os.WriteFile(plain, nil, 0o755), os.Mkdir(lib, 0o755)); err != nil {
 					t.Fatal(err)
 				}
-				i := newInterpreterFor(t, kind, "", plain)
+				i := newInterpreterFor(t, kind, "", plain, []string{lib, filepath.Join(dir, "local")})
 				i.wait(t)
 				if _, out, ahead := i.run(t, "echo 42", 0); !ahead || out != "42\n" {
 					t.Fatalf("%v, output is %q", ahead, out)
