@@ -17,10 +17,11 @@ import sys
 
 def warm_up():
     """Returns once in each child, when its code is in place."""
-    socket, set_command, own_memory = prepare()
-    control = socket.socket(fileno=3)
+    control, room, set_command, memory = prepare()
+    if memory.rehearse(control, set_command):
+        return
     while True:
-        message, rights, _, _ = control.recvmsg(1, socket.CMSG_SPACE(4 * 4))
+        message, rights, _, _ = control.recvmsg(1, room)
         if message != b"F":
             os._exit(0)
         files = memoryview(rights[0][2]).cast("i").tolist()
@@ -39,7 +40,7 @@ def warm_up():
             os._exit(0)
         control.detach()
         become_child(files)
-        own_memory()
+        memory.own()
         os.write(3, b"R%d\n" % os.getpid())
         set_command(receive_code())
         os.write(3, b"G")
@@ -77,11 +78,13 @@ def prepare():
     to find it."""
     modules, importers = set(sys.modules), set(sys.path_importer_cache)
     import _socket
+    import atexit
     import ctypes
+    import gc
 
     api = ctypes.pythonapi
-    # Never freed, so that no child finds remains of ctypes among its garbage.
-    kept = [ctypes]
+    # Never freed, so that no child finds remains of this among its garbage.
+    kept = [ctypes, atexit]
     api.Py_IncRef(ctypes.py_object(kept))
     path = os.environ["PYTHONPATH"]
     set_command = command_setter(ctypes, api, kept, path)
@@ -92,8 +95,12 @@ def prepare():
         del sys.modules[name]
     for name in set(sys.path_importer_cache) - importers | {path}:
         sys.path_importer_cache.pop(name, None)
-    api.PyGC_Collect()
-    return _socket, set_command, memory_owner(ctypes, api)
+    control, room = _socket.socket(fileno=3), _socket.CMSG_SPACE(4 * 4)
+    control.fileno()  # its type is made ready by the first use
+    memory = Memory(ctypes, api)
+    kept.append(memory)
+    atexit.register(quick_end(gc, kept))
+    return control, room, set_command, memory
 
 
 def command_setter(ctypes, api, kept, path):
@@ -122,56 +129,118 @@ def command_setter(ctypes, api, kept, path):
         fields["orig_argv"] = sys.orig_argv
         fields["run_command"] = text + "\n"
         assign(config, fields)
-        shown = ctypes.create_string_buffer(b"\0".join(map(os.fsencode, sys.orig_argv)))
+        # With the zero byte that each bytes object ends with.
+        shown = b"\0".join(map(os.fsencode, sys.orig_argv))
         kept.append(shown)
-        start = ctypes.addressof(shown)
+        start = id(shown) + bytes.__basicsize__ - 1
         prctl(set_mm, arg_start, start, 0, 0)
-        prctl(set_mm, arg_end, start + len(shown), 0, 0)
+        prctl(set_mm, arg_end, start + len(shown) + 1, 0, 0)
 
     return set_command
 
 
-def memory_owner(ctypes, api):
-    """Returns a function that copies the memory a child shares with the zygote.
+class Memory:
+    """What a child needs of the memory that it shares with the zygote.
 
-    Otherwise each page would be copied when the code, or the interpreter's end,
-    first writes to it: hundreds of faults, which would take most of the time of
-    a small program.
+    A page would be copied when the code, or the interpreter's end, first writes
+    to it, and one of a library be looked up when it is first used: hundreds of
+    faults, which would take most of the time of a small program. Which pages
+    those are is learned from a child that runs one.
     """
-    madvise = api.madvise
-    madvise.argtypes = [ctypes.c_ulong, ctypes.c_ulong, ctypes.c_int]
+
+    def __init__(self, ctypes, api):
+        self.madvise, self.ptrace = api.madvise, api.ptrace
+        self.madvise.argtypes = [ctypes.c_ulong, ctypes.c_ulong, ctypes.c_int]
+        self.ptrace.argtypes = [ctypes.c_ulong] * 4
+        self.areas = []
+
+    def own(self):
+        """Has the pages ready in this process."""
+        for start, size, how in self.areas:
+            self.madvise(start, size, how)
+
+    def rehearse(self, control, set_command):
+        """Learns what a program uses. Returns True in the child that is to be
+        that program."""
+        watched, watching = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            os.read(watched, 1)
+            control.detach()
+            become_child([os.open("/dev/null", os.O_RDWR)] * 4)
+            os.close(3)
+            set_command(b"print()")
+            return True
+        seize, options, cont = 0x4206, 0x100040, 7  # PTRACE_O_EXITKILL, PTRACE_O_TRACEEXIT
+        self.ptrace(seize, pid, 0, options)
+        os.write(watching, b"W")
+        os.close(watching)
+        os.close(watched)
+        # It stops once more when nothing but its memory is left.
+        status = os.waitpid(pid, 0)[1]
+        if os.WIFSTOPPED(status):
+            self.areas = list(areas_of(pid))
+            self.ptrace(cont, pid, 0, 0)
+            os.waitpid(pid, 0)
+        return False
+
+
+def areas_of(pid):
+    """Yields the areas of a process that it has used, as arguments of madvise."""
     populate_read, populate_write = 22, 23
-    page = os.sysconf("SC_PAGESIZE")
-    shared, own = [], []
-    with open("/proc/self/maps") as maps, open("/proc/self/pagemap", "rb") as pagemap:
+    present, alone = 1 << 63, 1 << 56
+    size = os.sysconf("SC_PAGESIZE")
+    with open(f"/proc/{pid}/maps") as maps, open(f"/proc/{pid}/pagemap", "rb") as pagemap:
         for line in maps:
             area, access, _, _, _, *file = line.split(maxsplit=5)
             start, end = (int(address, 16) for address in area.split("-"))
-            if not access.startswith("rw"):
-                if file and file[0].startswith("/"):
-                    shared.append((start, end - start))
+            if access.startswith("rw"):
+                wanted, how = present | alone, populate_write
+            elif file and file[0].startswith("/"):
+                wanted, how = present, populate_read
+            else:
                 continue
-            # Pages that are not there would only take memory.
-            pagemap.seek(start // page * 8)
-            for number, entry in enumerate(memoryview(pagemap.read((end - start) // page * 8)).cast("Q")):
-                if not entry >> 63:
-                    continue
-                at = start + number * page
-                if own and sum(own[-1]) == at:
-                    own[-1] = own[-1][0], own[-1][1] + page
-                else:
-                    own.append((at, page))
+            pagemap.seek(start // size * 8)
+            pages = memoryview(pagemap.read((end - start) // size * 8)).cast("Q")
+            first = None
+            for number, page in enumerate(pages):
+                used = page & wanted == wanted
+                if used and first is None:
+                    first = number
+                if first is not None and not used:
+                    yield start + first * size, (number - first) * size, how
+                    first = None
+            if first is not None:
+                yield start + first * size, end - start - first * size, how
 
-    def own_memory():
-        for area in shared:
-            madvise(*area, populate_read)
-        for area in own:
-            madvise(*area, populate_write)
 
-    return own_memory
+def quick_end(gc, kept):
+    """Returns what is called after everything else that is called at the end.
+
+    An interpreter that ends looks through all its objects for garbage, several
+    times, and most of them are those of its start-up. That is spared where it
+    could do nothing that anybody sees: where the code left only objects of whose
+    end nobody ever hears.
+    """
+    silent = {dict, list, tuple, set, frozenset, type(gc), type(len), type(quick_end), type((lambda: gc).__closure__[0])}
+
+    def collections():
+        # After one of these there would be older objects of the code's, too.
+        return [generation["collections"] for generation in gc.get_stats()[1:]]
+
+    def end():
+        if collections() == began and silent.issuperset(map(type, gc.get_objects(0) + gc.get_objects(1))):
+            gc.freeze()
+            kept.append(modules.copy())
+            modules.clear()
+
+    modules = sys.modules
+    gc.collect()
+    began = collections()
+    return end
 
 
 warm_up()
 # A function and the namespace it was made in are a cycle.
-del become_child, command_setter, memory_owner, prepare, receive_code, warm_up
+del Memory, areas_of, become_child, command_setter, prepare, quick_end, receive_code, warm_up
 raise ImportError(name=__name__)

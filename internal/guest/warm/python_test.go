@@ -38,6 +38,17 @@ func TestPythonZygote(t *testing.T) {
 		"import atexit, sys; atexit.register(print, 'bye'); print(sys.stdin.read()); sys.exit('no')",
 		"import threading, time; threading.Thread(target=lambda: (time.sleep(0.05), print('late'))).start(); print('main')",
 		"import os; os.kill(os.getpid(), 2)",
+		// What is left to do at the end.
+		"class A:\n  def __del__(self): print('gone')\na = A()",
+		"class A:\n  __slots__ = ()\n  def __del__(self): print('gone')\nimport os; os._Environ.a = A()",
+		"class A:\n  def __del__(self): print('gone')\na = A(); a.a = a; del a",
+		"f = open('/dev/stdout', 'w'); f.write('late')",
+		"def g():\n  try: yield\n  finally: print('left')\nx = g(); next(x)",
+		"import sys; sys.stdout = open('/dev/full', 'w'); print(1)",
+		"import sys; sys.stdout.close(); sys.exit(3)",
+		"x = [1]; x.append(x); print('end', end=''); exit(4)",
+		"import weakref\ndef f(): pass\nr = weakref.finalize(f, print, 'finalized')",
+		"import sys; del sys.modules['os']; sys.modules = {}; print(1)",
 		"print('\xff\xfe')",
 	} {
 		i.wait(t)
