@@ -26,6 +26,10 @@ import (
 	"github.com/emberd/emberd/internal/guest/reaper"
 )
 
+// headStart is how long a program runs before its output is read, which the
+// pipes hold until then. One that ends sooner is not held up by its reader.
+const headStart = 20 * time.Millisecond
+
 // linger is how long output is read after the program has ended while a
 // background process still holds the pipe.
 const linger = 250 * time.Millisecond
@@ -78,6 +82,9 @@ func Script(in Interpreter, code []byte) Command {
 type Stdio struct {
 	Stdin          io.ReadCloser
 	Stdout, Stderr io.Writer
+	// Ended, if set, is called when the program has ended and the rest of its
+	// output, which comes next, is at most a few KiB.
+	Ended func()
 }
 
 // Result is how a program ended.
@@ -150,11 +157,18 @@ func (r *Runner) Attend(ctx context.Context, p *Process, timeout time.Duration, 
 	defer cancel(nil)
 	var in, out sync.WaitGroup
 	in.Go(func() { feed(p.stdin, stdio.Stdin) })
-	out.Go(func() { p.stdout.copyTo(stdio.Stdout, cancel) })
-	out.Go(func() { p.stderr.copyTo(stdio.Stderr, cancel) })
+	read := sync.OnceFunc(func() {
+		out.Go(func() { p.stdout.copyTo(stdio.Stdout, cancel) })
+		out.Go(func() { p.stderr.copyTo(stdio.Stderr, cancel) })
+	})
+	begin := time.AfterFunc(headStart, read)
 
 	killed := p.wait(ctx, timeout)
 	duration := time.Since(p.began)
+	if begin.Stop() && stdio.Ended != nil && p.littleLeft() {
+		stdio.Ended()
+	}
+	read()
 
 	// A write to a pipe and a read from the caller may both be blocked: closing
 	// is what ends them.
@@ -221,6 +235,17 @@ func (p *Process) wait(ctx context.Context, timeout time.Duration) (timedOut boo
 	p.Kill()
 	<-p.child.Done()
 	return timedOut
+}
+
+// littleLeft tells whether there is only a little output to be read.
+func (p *Process) littleLeft() bool {
+	const little = 8 << 10
+	out, err := p.stdout.buffered()
+	if err != nil {
+		return false
+	}
+	errs, err := p.stderr.buffered()
+	return err == nil && out+errs <= little
 }
 
 // Start starts cmd in a slot of its own. The error is a [*StartError].

@@ -46,6 +46,7 @@ func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWrit
 		Stdin:  stdin,
 		Stdout: frameOutput{w, agentv1.FrameStdout},
 		Stderr: frameOutput{w, agentv1.FrameStderr},
+		Ended:  last,
 	})
 	if err != nil {
 		return err
