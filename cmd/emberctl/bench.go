@@ -22,11 +22,13 @@ Classes are never mixed. A sandbox counts as what its record says:
 
   create_pool, create_restore, create_cold   until it takes programs
   first_exec_pool, first_exec_restore        its first program, print(6*7)
-  exec                                       every later one
+  exec                                       a later one, after a moment's thought
+  exec_in_a_row                              one that comes at once
   delete                                     until the answer
   delete_gone                                until process, cgroup and files are gone
   cycle                                      create from the pool, first exec, delete
   floor_restore                              Firecracker alone: start, load, first answer
+  http                                       a request for which nothing is done
 
 Memory, delete_gone, the floor and what is left are read from the host: run it
 there, as root. Nothing else should be running.`

@@ -98,6 +98,7 @@ func (b *run) all(ctx context.Context) error {
 		do   func(context.Context) error
 	}{
 		{"measuring P", b.yardstick},
+		{"requests", b.http},
 		{"sandboxes from the pool", b.pooled},
 		{"sandboxes by restore", b.restored},
 		{"sandboxes booted cold", b.cold},
@@ -207,7 +208,10 @@ func (b *run) within(ctx context.Context, pack string, f func(id string) error, 
 	if err != nil {
 		return err
 	}
-	err = f(id)
+	err = b.awaitPool(ctx) // its refill is not to be measured
+	if err == nil {
+		err = f(id)
+	}
 	return errors.Join(err, b.Client.Delete(ctx, id))
 }
 
@@ -225,7 +229,7 @@ func (b *run) pooled(ctx context.Context) error {
 
 func (b *run) restored(ctx context.Context) error {
 	for range b.N {
-		if err := b.awaitPool(ctx); err != nil { // its refill is not to be measured
+		if err := b.awaitPool(ctx); err != nil {
 			return err
 		}
 		err := b.life(ctx, sandbox.Restored, "create_restore", "first_exec_restore", "cycle_restore")
@@ -287,18 +291,50 @@ func (b *run) life(ctx context.Context, way sandbox.BootPath, create, firstExec,
 	return nil
 }
 
+// thought is how long a client is busy with something else between two programs.
+const thought = 250 * time.Millisecond
+
+// execs measures programs of a client that does something with what they say,
+// and of one that does nothing else.
 func (b *run) execs(ctx context.Context) error {
 	return b.within(ctx, b.Pack, func(id string) error {
 		if err := b.answer(ctx, id); err != nil { // the first is another class
 			return err
 		}
-		for range 5 * b.N {
+		for range 2 * b.N {
+			if err := pause(ctx, thought); err != nil {
+				return err
+			}
 			if _, err := b.timed("exec", func() error { return b.answer(ctx, id) }); err != nil {
+				return err
+			}
+		}
+		for range 2 * b.N {
+			if _, err := b.timed("exec_in_a_row", func() error { return b.answer(ctx, id) }); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
+}
+
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// http measures a request for which nothing is done.
+func (b *run) http(ctx context.Context) error {
+	for range 5 * b.N {
+		if _, err := b.timed("http", func() error { return b.Client.Healthy(ctx) }); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // nodeStarts is [plainStarts] for node.

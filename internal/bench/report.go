@@ -89,9 +89,9 @@ func round(x float64) float64 { return math.Round(x*1000) / 1000 }
 // class is stands in the text of `emberctl bench --help`.
 var order = []struct{ class, ratio string }{
 	{"create_pool", "create_pool"}, {"create_restore", "create_restore"}, {"create_cold", "create_cold"},
-	{"first_exec_pool", "first_exec"}, {"first_exec_restore", "first_exec_restore"}, {"exec", "exec"},
+	{"first_exec_pool", "first_exec"}, {"first_exec_restore", "first_exec_restore"}, {"exec", "exec"}, {"exec_in_a_row", "exec_in_a_row"},
 	{"delete", "delete"}, {"delete_gone", "delete_gone"}, {"cycle", "cycle"},
-	{"floor_restore", "floor_restore"},
+	{"floor_restore", "floor_restore"}, {"http", "http"},
 }
 
 // addRatios states every class in P.
