@@ -221,6 +221,28 @@ func TestLife(t *testing.T) {
 	}
 }
 
+// TestDisksElsewhere calls by its name a machine that was started with another
+// data directory.
+func TestDisksElsewhere(t *testing.T) {
+	m, cfg := newMachine(t, "")
+	if err := m.Start(t.Context(), cfg, nil); err != nil {
+		t.Fatal(err)
+	}
+	up := status(t, m)
+	other := m
+	other.Disks = filepath.Join(t.TempDir(), "machine")
+	if s := status(t, other); s.State != Running {
+		t.Errorf("it is %+v", s)
+	}
+	if err := other.Start(t.Context(), cfg, nil); !errors.Is(err, ErrRunning) {
+		t.Errorf("started once more: %v", err)
+	}
+	if err := other.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	nothingLeft(t, m, up)
+}
+
 func TestStartFails(t *testing.T) {
 	for _, tt := range []struct {
 		name, fault string

@@ -59,6 +59,9 @@ func (m Machine) Start(ctx context.Context, cfg Config, report progress.Func) er
 		return err
 	}
 	defer func() { _ = lock.Close() }()
+	if rec, err := m.readRecord(); err == nil && rec.up() && rec.supervised() {
+		return fmt.Errorf("start machine %s: one of that name has its disks elsewhere: %w", m.Name, ErrRunning)
+	}
 	if err := checkAddress(cfg.Listen); err != nil {
 		return fmt.Errorf("start machine %s: %w", m.Name, err)
 	}

@@ -56,8 +56,15 @@ type record struct {
 	SupervisorStart string `json:"supervisor_start"`
 }
 
+// supervised tells whether the supervisor that wrote rec lives.
+func (rec record) supervised() bool {
+	start, err := startTime(rec.SupervisorPID)
+	return err == nil && start == rec.SupervisorStart
+}
+
 // Status returns what the machine is doing. Whether it is up is known from its
-// lock, which ends with the supervisor, and not from what was written down.
+// lock, which ends with the supervisor, and not from what was written down. One
+// of the same name that has its disks elsewhere is this machine, too.
 func (m Machine) Status() (Status, error) {
 	// In this order: a supervisor writes its last state before it gives the
 	// lock back.
@@ -72,7 +79,7 @@ func (m Machine) Status() (Status, error) {
 	switch {
 	case up && rec.State == Stopped:
 		rec.State = Starting
-	case !up && rec.up():
+	case !up && rec.up() && !rec.supervised():
 		rec.State, rec.Reason = Exited, "its supervisor was killed"
 	}
 	if !rec.up() {
@@ -158,6 +165,9 @@ func startTime(pid int) (string, error) {
 	fields := strings.Fields(rest)
 	if !ok || len(fields) < 20 {
 		return "", fmt.Errorf("read start time of process %d: unknown format", pid)
+	}
+	if fields[0] == "Z" {
+		return "", fmt.Errorf("process %d has ended", pid)
 	}
 	return fields[19], nil
 }

@@ -25,6 +25,7 @@ func (m Machine) Stop(ctx context.Context) error {
 	}
 	lock, err := m.lock()
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && was.up(): // its disks are elsewhere
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("stop machine %s: %w", m.Name, ErrNotRunning)
 	case errors.Is(err, ErrRunning):
@@ -45,10 +46,6 @@ func (m Machine) Stop(ctx context.Context) error {
 // endSupervisor asks the supervisor, if there is one, to stop the machine and
 // waits until it is gone; after [killAfter] it is killed, and QEMU with it.
 func (m Machine) endSupervisor(ctx context.Context) error {
-	held, err := m.locked()
-	if err != nil || !held {
-		return err
-	}
 	rec, err := m.readRecord()
 	if err != nil || rec.SupervisorPID == 0 {
 		return err
@@ -63,7 +60,7 @@ func (m Machine) endSupervisor(ctx context.Context) error {
 		return fmt.Errorf("open supervisor: %w", err)
 	}
 	defer func() { _ = unix.Close(fd) }()
-	if start, err := startTime(rec.SupervisorPID); err != nil || start != rec.SupervisorStart {
+	if !rec.supervised() {
 		return nil // It is gone, and its process id may be somebody else's.
 	}
 	for _, try := range []struct {
