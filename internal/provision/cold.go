@@ -21,9 +21,11 @@ const attempts = 2
 // bootArgs is the guest's kernel command line, before what depends on the pack.
 // What differs between the VMs of a pack is not in it: the agent is told that.
 // The i8042 options save the probing of a keyboard that is not there; a guest
-// that panics reboots, which ends its VMM.
+// that panics reboots, which ends its VMM. A restored guest may find that its
+// clock went on while it stood still; RCU would take that for a stall, and write
+// pages of it to the console.
 const bootArgs = "console=ttyS0 reboot=k panic=1 pci=off quiet " +
-	"i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on"
+	"i8042.noaux i8042.nomux i8042.dumbkbd random.trust_cpu=on rcupdate.rcu_cpu_stall_suppress=1"
 
 // BootArgs is the kernel command line of the VMs of a pack.
 func BootArgs(p pack.Pack) string {
