@@ -37,23 +37,34 @@ func grantsOf(limits sandbox.Policy, info rest.Info) grants {
 // disk there is depends on the memory, and how long a program may run on the
 // sandbox.
 func (g grants) state(schemas map[string]*huma.Schema) {
-	create := schemas["CreateRequest"].Properties
-	setEnum(create["language_pack"], g.packs)
-	setEnum(create["boot_path"], g.bootPaths)
-	least, most := reflect.ValueOf(g.least), reflect.ValueOf(g.most)
-	for _, field := range fields(most.Type()) {
-		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
-		lowest, highest := number(least.FieldByIndex(field.Index)), number(most.FieldByIndex(field.Index))
-		create[name].Maximum = highest
-		if *lowest > 1 { // 0 asks for the default
-			create[name].AnyOf = []*huma.Schema{{Enum: []any{0}}, {Minimum: lowest}}
-		}
+	setEnum(schemas["CreateRequest"].Properties["boot_path"], g.bootPaths)
+	for _, name := range []string{"CreateRequest", "TemplateRequest"} {
+		g.bound(schemas[name].Properties)
 	}
 	schemas["ExecRequest"].Properties["timeout_ms"].Maximum = number(reflect.ValueOf(1000 * g.most.ExecTimeoutS))
 	none := 0
 	for _, name := range []string{"stdin", "stdin_base64"} {
 		either := &huma.Schema{Properties: map[string]*huma.Schema{name: {MaxLength: &none}}}
 		schemas["ExecRequest"].AnyOf = append(schemas["ExecRequest"].AnyOf, either)
+	}
+}
+
+// bound puts the packs into the schema of a request, and the least and the most of
+// each limit that it has.
+func (g grants) bound(request map[string]*huma.Schema) {
+	setEnum(request["language_pack"], g.packs)
+	least, most := reflect.ValueOf(g.least), reflect.ValueOf(g.most)
+	for _, field := range fields(most.Type()) {
+		name, _, _ := strings.Cut(field.Tag.Get("json"), ",")
+		limit := request[name]
+		if limit == nil {
+			continue
+		}
+		lowest := number(least.FieldByIndex(field.Index))
+		limit.Maximum = number(most.FieldByIndex(field.Index))
+		if *lowest > 1 { // 0 asks for the default
+			limit.AnyOf = []*huma.Schema{{Enum: []any{0}}, {Minimum: lowest}}
+		}
 	}
 }
 
