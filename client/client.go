@@ -133,6 +133,10 @@ type Result struct {
 	// Err says why there is no exit status: [TimedOut], or why the interpreter
 	// could not be started.
 	Err string
+	// LimitsHit are the limits that the program, or one that it started, ran into,
+	// as the guest tells and as the API names them: "memory_mib", "disk_mib",
+	// "pids".
+	LimitsHit []string
 }
 
 // TimedOut is [Result].Err of a program that was killed at its time limit.
@@ -162,6 +166,8 @@ func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error)
 		Warm:     res.Start == rest.StartName(true),
 		Duration: time.Duration(res.DurationUS) * time.Microsecond,
 		Err:      res.Error,
+
+		LimitsHit: res.LimitsHit,
 	}, nil
 }
 

@@ -62,17 +62,18 @@ type ExecRequest struct {
 // ExecResult tells how a program ended. A program that fails is a result too;
 // there is none only when it is not known how the program ended.
 type ExecResult struct {
-	Stdout          string `json:"stdout" example:"42\n" doc:"What the program wrote to standard output. Bytes that are not UTF-8 appear as U+FFFD."`
-	Stderr          string `json:"stderr" example:"" doc:"What the program wrote to standard error, likewise."`
-	StdoutBase64    []byte `json:"stdout_base64,omitempty" doc:"The exact bytes of standard output, base64; only present when they are not UTF-8."`
-	StderrBase64    []byte `json:"stderr_base64,omitempty" doc:"The exact bytes of standard error, base64; only present when they are not UTF-8."`
-	StdoutTruncated bool   `json:"stdout_truncated,omitempty" doc:"True when standard output is only the beginning of what the program wrote; the rest was read and dropped. Absent otherwise."`
-	StderrTruncated bool   `json:"stderr_truncated,omitempty" doc:"True when standard error is only the beginning of what the program wrote; the rest was read and dropped. Absent otherwise."`
-	ExitCode        int    `json:"exit_code" example:"0" doc:"The program's exit status; 128+n when signal n ended it; -1 when error is set."`
-	DurationMS      int64  `json:"duration_ms" example:"13" doc:"How long the program ran, in whole milliseconds."`
-	DurationUS      int64  `json:"duration_us" example:"13021" doc:"How long the program ran, in microseconds."`
-	Start           string `json:"start" enum:"warm,cold" example:"warm" doc:"Whether the program ran in an interpreter that was started ahead of it, as a fresh process of its own, or in one that was started for it."`
-	Error           string `json:"error,omitempty" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
+	Stdout          string   `json:"stdout" example:"42\n" doc:"What the program wrote to standard output. Bytes that are not UTF-8 appear as U+FFFD."`
+	Stderr          string   `json:"stderr" example:"" doc:"What the program wrote to standard error, likewise."`
+	StdoutBase64    []byte   `json:"stdout_base64,omitempty" doc:"The exact bytes of standard output, base64; only present when they are not UTF-8."`
+	StderrBase64    []byte   `json:"stderr_base64,omitempty" doc:"The exact bytes of standard error, base64; only present when they are not UTF-8."`
+	StdoutTruncated bool     `json:"stdout_truncated,omitempty" doc:"True when standard output is only the beginning of what the program wrote; the rest was read and dropped. Absent otherwise."`
+	StderrTruncated bool     `json:"stderr_truncated,omitempty" doc:"True when standard error is only the beginning of what the program wrote; the rest was read and dropped. Absent otherwise."`
+	ExitCode        int      `json:"exit_code" example:"0" doc:"The program's exit status; 128+n when signal n ended it; -1 when error is set."`
+	DurationMS      int64    `json:"duration_ms" example:"13" doc:"How long the program ran, in whole milliseconds."`
+	DurationUS      int64    `json:"duration_us" example:"13021" doc:"How long the program ran, in microseconds."`
+	Start           string   `json:"start" enum:"warm,cold" example:"warm" doc:"Whether the program ran in an interpreter that was started ahead of it, as a fresh process of its own, or in one that was started for it."`
+	LimitsHit       []string `json:"limits_hit,omitempty" nullable:"false" enum:"memory_mib,disk_mib,pids" doc:"Which of the sandbox's limits the program, or one that it started, ran into, as the guest tells: a process was killed or not made for want of memory, the program failed when no more could be written to files, or there was one process or thread too many. Absent when there are none."`
+	Error           string   `json:"error,omitempty" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
 }
 
 // Info describes the daemon.

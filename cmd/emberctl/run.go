@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -144,10 +145,13 @@ func (a *app) finish(id string, res client.Result) error {
 	if err := a.printResult(id, res); err != nil {
 		return err
 	}
-	if saysMore := res.StdoutTruncated || res.StderrTruncated || res.Err != ""; saysMore && !a.json && !endsLine(res.Stderr) {
+	if saysMore := res.StdoutTruncated || res.StderrTruncated || res.Err != "" || len(res.LimitsHit) > 0; saysMore && !a.json && !endsLine(res.Stderr) {
 		say(a.stderr, "\n")
 	}
 	a.warnTruncated(res)
+	if len(res.LimitsHit) > 0 {
+		say(a.stderr, "emberctl: warning: the program ran into a limit of the sandbox: %s\n", strings.Join(res.LimitsHit, ", "))
+	}
 	switch {
 	case res.Err == client.TimedOut:
 		return &exitError{exitTimedOut, errors.New(res.Err)}
@@ -176,6 +180,7 @@ func (a *app) printResult(id string, res client.Result) error {
 		DurationMS: res.Duration.Milliseconds(),
 		DurationUS: res.Duration.Microseconds(),
 		Start:      rest.StartName(res.Warm),
+		LimitsHit:  res.LimitsHit,
 		Error:      res.Err,
 	}}
 	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)

@@ -87,7 +87,7 @@ func run(interpreter string) error {
 	if params.Role == roleMachine {
 		return runMachine(ctx, server.New(cfg))
 	}
-	cfg.Arm = identity.New().Take
+	cfg.Arm, cfg.FilesFull = identity.New().Take, boot.FilesFull
 	if params.Warm != "" {
 		if cfg.Recipe, err = warm.ParseRecipe(params.Warm, params.Watch); err != nil {
 			return fmt.Errorf("command line: %w", err)

@@ -58,12 +58,20 @@ type Exit struct {
 	Code, Signal int
 	// TimedOut says that the program was killed at its limit.
 	TimedOut bool
-	// StartError is set if the program could not be started; the rest is zero.
+	// StartError is set if the program could not be started; the rest but Hit is
+	// zero.
 	StartError string
 	// Warm says that the program ran in an interpreter that was started ahead.
 	Warm bool
 	// Duration is from start to exit, and never longer than the host waited.
 	Duration time.Duration
+	// Hit is which limits of the VM the program ran into.
+	Hit Hit
+}
+
+// Hit is which limits of the VM a program, or one that it started, ran into.
+type Hit struct {
+	Memory, Disk, PIDs bool
 }
 
 // Exec runs cmd on stream, which it closes. It returns how the program ended
@@ -201,11 +209,12 @@ func (e execReplies) exit(payload []byte) (Exit, error) {
 	if err := proto.Unmarshal(payload, &m); err != nil {
 		return Exit{}, fmt.Errorf("%w: exit: %w", errProtocol, err)
 	}
+	hit := Hit{Memory: m.GetHit().GetMemory(), Disk: m.GetHit().GetDisk(), PIDs: m.GetHit().GetPids()}
 	if m.GetStartError() != "" {
 		if m.GetCode() != 0 || m.GetSignal() != 0 || m.GetTimedOut() || m.GetDurationUs() != 0 || m.GetWarm() {
 			return Exit{}, fmt.Errorf("%w: a program that did not start has an exit", errProtocol)
 		}
-		return Exit{StartError: printable.Head(m.GetStartError(), maxText)}, nil
+		return Exit{StartError: printable.Head(m.GetStartError(), maxText), Hit: hit}, nil
 	}
 	code, sig := m.GetCode(), m.GetSignal()
 	switch {
@@ -223,6 +232,7 @@ func (e execReplies) exit(payload []byte) (Exit, error) {
 		TimedOut: m.GetTimedOut(),
 		Warm:     m.GetWarm(),
 		Duration: time.Duration(min(m.GetDurationUs(), maxMicroseconds)) * time.Microsecond,
+		Hit:      hit,
 	}, nil
 }
 

@@ -57,6 +57,7 @@ func FuzzExecReplies(f *testing.F) {
 	f.Add([]byte("\x14\x00\x00\x00\x07\x08\x89\x01\x10\x09\x18\x01"), true)
 	f.Add([]byte("\x14\x00\x00\x00\x03\x22\x01x"), true)
 	f.Add([]byte("\x16\x00\x00\x00\x03\x0a\x01x"), true)
+	f.Add([]byte("\x14\x00\x00\x00\x0b\x08\x89\x01\x10\x09\x3a\x04\x08\x01\x18\x01"), true)
 	f.Fuzz(func(t *testing.T, in []byte, limited bool) {
 		var stdout, stderr bytes.Buffer
 		const given = 100
@@ -94,7 +95,7 @@ func FuzzExecReplies(f *testing.F) {
 			exit.Signal < 0 || exit.Signal > maxSignal,
 			exit.Signal != 0 && exit.Code != 128+exit.Signal,
 			exit.TimedOut && (!limited || exit.Signal == 0),
-			!started && exit != Exit{StartError: exit.StartError},
+			!started && exit != Exit{StartError: exit.StartError, Hit: exit.Hit},
 			len(exit.StartError) > 3*maxText || !utf8.ValidString(exit.StartError):
 			t.Fatalf("impossible exit %+v", exit)
 		}

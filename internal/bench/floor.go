@@ -176,6 +176,7 @@ func (p *bareProcess) Take(context.Context, map[string]string) error { return er
 func (p *bareProcess) CheckConfined() error                          { return nil }
 func (p *bareProcess) Jail() sandbox.Jail                            { return sandbox.Jail{} }
 func (p *bareProcess) Done() <-chan struct{}                         { return p.done }
+func (p *bareProcess) OOMKilled() bool                               { return false }
 func (p *bareProcess) Console() string                               { return "" }
 
 func (p *bareProcess) Kill(ctx context.Context) error {

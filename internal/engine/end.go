@@ -21,6 +21,7 @@ const (
 	expired      reason = "its lifetime was over"
 	idle         reason = "it was idle for too long"
 	ended        reason = "its microVM ended"
+	oomKilled    reason = "its microVM was ended by the host's OOM killer"
 	unresponsive reason = "its agent did not answer"
 	disconnected reason = "the connection to its agent broke"
 	closing      reason = "emberd is shutting down"

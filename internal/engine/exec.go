@@ -43,6 +43,7 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 		ExitCode: exit.Code,
 		Warm:     exit.Warm,
 		Duration: exit.Duration,
+		Hit:      sandbox.LimitsHit(exit.Hit),
 	}
 	switch {
 	case exit.StartError != "":
@@ -104,6 +105,9 @@ func (e *Engine) lost(ctx context.Context, en *entry, vm *provision.VM, cause er
 	en.mu.Lock()
 	id, end := en.sb.ID, en.end
 	en.mu.Unlock()
+	if died && end == "" { // whoever takes it down was not as quick
+		end = endOf(vm)
+	}
 	switch {
 	case end != "" && end != ended:
 		return &sandbox.Error{

@@ -44,7 +44,7 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reas
 		case <-en.doomed:
 			return ""
 		case <-vm.Done():
-			return ended
+			return endOf(vm)
 		case <-vm.Agent.Done():
 			return e.afterDisconnect(en, vm)
 		case <-tick.C:
@@ -79,10 +79,18 @@ func (e *Engine) afterDisconnect(en *entry, vm *provision.VM) reason {
 	case <-en.doomed:
 		return ""
 	case <-vm.Done():
-		return ended
+		return endOf(vm)
 	case <-timer.C:
 		return disconnected
 	}
+}
+
+// endOf says why a VM ended of its own.
+func endOf(vm *provision.VM) reason {
+	if vm.OOMKilled() {
+		return oomKilled
+	}
+	return ended
 }
 
 // watchDeadlines takes down the sandboxes whose time is over. It waits for the

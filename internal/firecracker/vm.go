@@ -72,6 +72,9 @@ type Process interface {
 	Jail() sandbox.Jail
 	// Done is closed when the process has ended.
 	Done() <-chan struct{}
+	// OOMKilled tells, once the process has ended, whether the host's OOM killer
+	// did it.
+	OOMKilled() bool
 	// Console is the tail of what the guest and the VMM wrote to their console:
 	// bytes that nobody vouches for.
 	Console() string
@@ -100,6 +103,9 @@ func (vm *VM) Dial(ctx context.Context, port uint32) (net.Conn, error) {
 
 // Done is closed when the VMM has ended, for whatever reason.
 func (vm *VM) Done() <-chan struct{} { return vm.process.Done() }
+
+// OOMKilled tells of a VMM that has ended whether the host's OOM killer did it.
+func (vm *VM) OOMKilled() bool { return vm.process.OOMKilled() }
 
 // Console is the end of what guest and VMM wrote to their console, in a form
 // that an error or a log can hold.

@@ -35,6 +35,7 @@ func (a execAnswer) writeTo(w io.Writer) error {
 		DurationMS: a.res.Duration.Milliseconds(),
 		DurationUS: a.res.Duration.Microseconds(),
 		Start:      rest.StartName(a.res.Warm),
+		LimitsHit:  a.res.Hit.Names(),
 		Error:      a.res.Err,
 	})
 	if err != nil {

@@ -181,6 +181,20 @@ func (t cgroupTree) holds(child string, pid int) error {
 	return fmt.Errorf("the VMM is in cgroup %q, not in %q", bytes.TrimSpace(b), want)
 }
 
+// oomKilled tells whether the OOM killer ended a process in the cgroup.
+func (t cgroupTree) oomKilled(child string) bool {
+	events, err := os.ReadFile(t.path(child, "memory.events"))
+	if err != nil {
+		return false // of a cgroup that is gone nothing is known
+	}
+	for line := range strings.Lines(string(events)) {
+		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
+			return strings.TrimSpace(count) != "0"
+		}
+	}
+	return false
+}
+
 // kill ends every process in the cgroup and removes it. One that does not exist
 // is no error.
 func (t cgroupTree) kill(ctx context.Context, child string) error {

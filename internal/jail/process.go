@@ -29,6 +29,8 @@ type Process struct {
 	process *os.Process
 	console tail.Buffer
 	done    chan struct{}
+	// oomKilled is set before done is closed.
+	oomKilled bool
 
 	// view guards what changes of jail: its files and its limits.
 	view sync.Mutex
@@ -79,6 +81,7 @@ func (j *Jailer) spawn(ctx context.Context, spec Spec, plan sandbox.Jail) (*Proc
 		_, _ = io.Copy(&p.console, console)
 		_ = console.Close()
 		_ = cmd.Wait() // how a VMM ended makes no difference to what follows
+		p.oomKilled = j.cgroups.oomKilled(string(spec.ID))
 	}()
 	if limited != nil {
 		ctx, cancel := cleanup.Context(ctx)
@@ -197,6 +200,17 @@ func (p *Process) PID() int { return p.process.Pid }
 
 // Done is closed when the VMM has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
+
+// OOMKilled tells of a VMM that has ended whether the kernel's OOM killer did
+// it, because the host or the VMM's cgroup had no memory left.
+func (p *Process) OOMKilled() bool {
+	select {
+	case <-p.done:
+		return p.oomKilled
+	default:
+		return false
+	}
+}
 
 // Console is the tail of what guest and VMM wrote to their console.
 func (p *Process) Console() string { return p.console.String() }

@@ -72,6 +72,9 @@ func (v *VM) warmUp(ctx context.Context, log *slog.Logger) {
 // Done is closed when the VMM has ended, for whatever reason.
 func (v *VM) Done() <-chan struct{} { return v.vm.Done() }
 
+// OOMKilled tells of a VMM that has ended whether the host's OOM killer did it.
+func (v *VM) OOMKilled() bool { return v.vm.OOMKilled() }
+
 // Console is the tail of the guest's console: bytes that nobody vouches for.
 func (v *VM) Console() string { return v.vm.Console() }
 

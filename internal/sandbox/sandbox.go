@@ -157,6 +157,33 @@ type ExecResult struct {
 	// Err is set when there is no exit code to report: [ErrTextTimedOut], or
 	// why the interpreter could not be started.
 	Err string
+	// Hit is which of the sandbox's limits the program ran into.
+	Hit LimitsHit
+}
+
+// LimitsHit is which limits of a sandbox a program, or one that it started, ran
+// into. It is the guest's word.
+type LimitsHit struct {
+	// Memory says that a process was ended, or not made, for want of memory.
+	Memory bool
+	// Disk says that the program failed when files had no room left.
+	Disk bool
+	// PIDs says that there was one process or thread too many.
+	PIDs bool
+}
+
+// Names returns the limits as the API names them, nil if there are none.
+func (h LimitsHit) Names() []string {
+	var names []string
+	for _, limit := range []struct {
+		name string
+		hit  bool
+	}{{"memory_mib", h.Memory}, {"disk_mib", h.Disk}, {"pids", h.PIDs}} {
+		if limit.hit {
+			names = append(names, limit.name)
+		}
+	}
+	return names
 }
 
 // ErrTextTimedOut is [ExecResult].Err of a program that was killed at its limit.

@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 )
 
@@ -81,5 +82,19 @@ func TestErrorsAreComparedByCode(t *testing.T) {
 	cause := errors.New("cause")
 	if !errors.Is(ErrBoot.Because(cause), cause) {
 		t.Error("the cause is lost")
+	}
+}
+
+func TestLimitsHitNames(t *testing.T) {
+	for want, hit := range map[string]LimitsHit{
+		"":                         {},
+		"memory_mib":               {Memory: true},
+		"disk_mib":                 {Disk: true},
+		"pids":                     {PIDs: true},
+		"memory_mib disk_mib pids": {Memory: true, Disk: true, PIDs: true},
+	} {
+		if got := strings.Join(hit.Names(), " "); got != want {
+			t.Errorf("%+v: %q, want %q", hit, got, want)
+		}
 	}
 }

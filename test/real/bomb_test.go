@@ -159,20 +159,48 @@ func checkGone(t *testing.T, who string, vmm int, began time.Time, limit time.Du
 	}
 }
 
-// checkReasons has a program meet the limits of memory and disk, and be told so.
-// What is said of processes is in [TestPIDs].
+// limits are programs that run into one limit of a sandbox each, and what is to
+// be said of that.
+var limits = []struct{ what, code, want string }{
+	{"memory", bombs["memory"], `exit 137 \[memory_mib\] $`},
+	{"memory of a child", "import subprocess, sys\nsubprocess.call([sys.executable, '-c', \"\"\"" + bombs["memory"] + "\"\"\"])", `exit 0 \[memory_mib\] $`},
+	{"disk", "f = open('/fill', 'wb', 0)\nwhile True: f.write(bytes(1 << 16))", `exit 1 \[disk_mib\] .*No space left on device`},
+	{"none", "import os, sys\nos.remove('/fill')\nsys.exit(3)", `exit 3 \[\] $`},
+	{"processes", `
+import os, signal, sys
+children = []
+while True:
+    try: child = os.fork()
+    except OSError as e: break
+    if child == 0: signal.pause()
+    children.append(child)
+for child in children: os.kill(child, signal.SIGKILL)`, `exit 0 \[pids\] $`},
+}
+
+// checkReasons has programs meet the limits of a sandbox, which are then named,
+// while another one runs into none.
 func checkReasons(t *testing.T, h *host, id string) {
 	t.Helper()
-	for _, tt := range []struct{ what, code, want string }{
-		{"memory", "b = []\nwhile True: b.append(bytearray(1 << 20))", "exit 137 "},
-		{"disk", "f = open('/fill', 'wb', 0)\nwhile True: f.write(bytes(1 << 16))", "exit 1 .*No space left on device"},
-	} {
+	ctx, stop := context.WithCancel(t.Context())
+	var bystander sync.WaitGroup
+	defer bystander.Wait()
+	defer stop()
+	bystander.Go(func() {
+		for ctx.Err() == nil {
+			res, err := h.Exec(ctx, id, client.Program{Code: "import time; time.sleep(2)"})
+			if err == nil && res.Err == "" && len(res.LimitsHit) > 0 {
+				t.Errorf("a program that does nothing ran into %q", res.LimitsHit)
+			}
+		}
+	})
+	for _, tt := range limits {
+		began := time.Now()
 		res, err := h.Exec(t.Context(), id, client.Program{Code: tt.code, Timeout: time.Minute})
-		got := fmt.Sprintf("exit %d %s%s", res.ExitCode, res.Stderr, res.Err)
+		got := fmt.Sprintf("exit %d %v %s%s", res.ExitCode, res.LimitsHit, res.Stderr, res.Err)
 		if err != nil || !regexp.MustCompile("(?s)"+tt.want).MatchString(got) {
 			t.Errorf("%s: %.300s, %v; want %s", tt.what, got, err, tt.want)
 		}
-		h.run(t, id, "import os\nif os.path.exists('/fill'): os.remove('/fill')")
+		t.Logf("%s: %.60q in %v", tt.what, got, time.Since(began))
 	}
 }
 

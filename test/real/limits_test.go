@@ -72,8 +72,8 @@ func TestPIDs(t *testing.T) {
 	id := h.createLimited(t, sandbox.Limits{PIDs: 64})
 	const spawn = "i=0; while [ $i -lt 100 ]; do sleep 600 & i=$((i+1)); done; echo unlimited"
 	res, err := h.engine.Exec(t.Context(), id, sandbox.ExecRequest{Code: spawn, Timeout: 30 * time.Second})
-	if err != nil || res.ExitCode == 0 || !strings.Contains(string(res.Stderr), "fork") {
-		t.Fatalf("exit %d, %q, %q, %v", res.ExitCode, res.Stdout, res.Stderr, err)
+	if err != nil || res.ExitCode == 0 || !strings.Contains(string(res.Stderr), "fork") || res.Hit != (sandbox.LimitsHit{PIDs: true}) {
+		t.Fatalf("exit %d, %q, %q, %v, %v", res.ExitCode, res.Stdout, res.Stderr, res.Hit, err)
 	}
 	// What it left behind and one more program take up the whole limit, and the
 	// next one hears so, unless it was quicker than that one.
@@ -91,11 +91,15 @@ func TestPIDs(t *testing.T) {
 		}
 	}
 
+	if res.Hit != (sandbox.LimitsHit{PIDs: true}) {
+		t.Errorf("a program that was one too many ran into %v", res.Hit)
+	}
+
 	id = h.createLimited(t, sandbox.Limits{PIDs: 64})
 	began := time.Now()
 	res, err = h.engine.Exec(t.Context(), id, sandbox.ExecRequest{Code: "bomb() { bomb | bomb & }; bomb; sleep 60", Timeout: 3 * time.Second})
-	if err != nil || res.Err != sandbox.ErrTextTimedOut {
-		t.Errorf("bomb: %q, %v", res.Err, err)
+	if err != nil || res.Err != sandbox.ErrTextTimedOut || !res.Hit.PIDs {
+		t.Errorf("bomb: %q, %v, %v", res.Err, res.Hit, err)
 	}
 	t.Logf("a bomb with a limit of 3s was over after %v", time.Since(began).Round(time.Millisecond))
 	if got := h.sh(t, id, "echo alive"); got != "alive" {

@@ -450,12 +450,15 @@ type Exit struct {
 	// True when timeout_ms was reached; code and signal then tell how the kill
 	// ended the program.
 	TimedOut bool `protobuf:"varint,3,opt,name=timed_out,json=timedOut,proto3" json:"timed_out,omitempty"`
-	// Set when the program could not be started; every other field is then 0.
+	// Set when the program could not be started; every other field but hit is
+	// then 0.
 	StartError string `protobuf:"bytes,4,opt,name=start_error,json=startError,proto3" json:"start_error,omitempty"`
 	// Time from start to exit of the program, in microseconds.
 	DurationUs uint64 `protobuf:"varint,5,opt,name=duration_us,json=durationUs,proto3" json:"duration_us,omitempty"`
 	// True when the program ran in an interpreter that was started ahead.
-	Warm          bool `protobuf:"varint,6,opt,name=warm,proto3" json:"warm,omitempty"`
+	Warm bool `protobuf:"varint,6,opt,name=warm,proto3" json:"warm,omitempty"`
+	// The limits that the program ran into.
+	Hit           *LimitsHit `protobuf:"bytes,7,opt,name=hit,proto3" json:"hit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -532,6 +535,79 @@ func (x *Exit) GetWarm() bool {
 	return false
 }
 
+func (x *Exit) GetHit() *LimitsHit {
+	if x != nil {
+		return x.Hit
+	}
+	return nil
+}
+
+// LimitsHit is which of a VM's limits a program, or one that it started, ran
+// into.
+type LimitsHit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The kernel's OOM killer ended a process, or one could not be made for want
+	// of memory.
+	Memory bool `protobuf:"varint,1,opt,name=memory,proto3" json:"memory,omitempty"`
+	// Files had no room left when the program ended, and its code is not 0.
+	Disk bool `protobuf:"varint,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	// A process or thread could not be made, since there were as many as may be.
+	Pids          bool `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LimitsHit) Reset() {
+	*x = LimitsHit{}
+	mi := &file_agent_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LimitsHit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LimitsHit) ProtoMessage() {}
+
+func (x *LimitsHit) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LimitsHit.ProtoReflect.Descriptor instead.
+func (*LimitsHit) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *LimitsHit) GetMemory() bool {
+	if x != nil {
+		return x.Memory
+	}
+	return false
+}
+
+func (x *LimitsHit) GetDisk() bool {
+	if x != nil {
+		return x.Disk
+	}
+	return false
+}
+
+func (x *LimitsHit) GetPids() bool {
+	if x != nil {
+		return x.Pids
+	}
+	return false
+}
+
 // Warm has the agent start the interpreter ahead of programs, as the pack says
 // how, if it has not. The reply is Done, when a program would find it started,
 // and also where there is nothing to start.
@@ -543,7 +619,7 @@ type Warm struct {
 
 func (x *Warm) Reset() {
 	*x = Warm{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -555,7 +631,7 @@ func (x *Warm) String() string {
 func (*Warm) ProtoMessage() {}
 
 func (x *Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -568,7 +644,7 @@ func (x *Warm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Warm.ProtoReflect.Descriptor instead.
 func (*Warm) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 // Arm makes a VM one of its own, different from every other that was restored
@@ -595,7 +671,7 @@ type Arm struct {
 
 func (x *Arm) Reset() {
 	*x = Arm{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -607,7 +683,7 @@ func (x *Arm) String() string {
 func (*Arm) ProtoMessage() {}
 
 func (x *Arm) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -620,7 +696,7 @@ func (x *Arm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arm.ProtoReflect.Descriptor instead.
 func (*Arm) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Arm) GetEntropy() []byte {
@@ -684,7 +760,7 @@ type WriteFile struct {
 
 func (x *WriteFile) Reset() {
 	*x = WriteFile{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -696,7 +772,7 @@ func (x *WriteFile) String() string {
 func (*WriteFile) ProtoMessage() {}
 
 func (x *WriteFile) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -709,7 +785,7 @@ func (x *WriteFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFile.ProtoReflect.Descriptor instead.
 func (*WriteFile) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *WriteFile) GetPath() string {
@@ -739,7 +815,7 @@ type Dial struct {
 
 func (x *Dial) Reset() {
 	*x = Dial{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +827,7 @@ func (x *Dial) String() string {
 func (*Dial) ProtoMessage() {}
 
 func (x *Dial) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +840,7 @@ func (x *Dial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dial.ProtoReflect.Descriptor instead.
 func (*Dial) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Dial) GetNetwork() string {
@@ -790,7 +866,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +878,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +891,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 // Error ends an operation that could not be carried out. It never stands for
@@ -829,7 +905,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -841,7 +917,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -854,7 +930,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Error) GetMessage() string {
@@ -894,7 +970,7 @@ const file_agent_proto_rawDesc = "" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
 	"\x03env\x18\x02 \x03(\tR\x03env\x12\x10\n" +
-	"\x03dir\x18\x03 \x01(\tR\x03dir\"\xa5\x01\n" +
+	"\x03dir\x18\x03 \x01(\tR\x03dir\"\xd3\x01\n" +
 	"\x04Exit\x12\x12\n" +
 	"\x04code\x18\x01 \x01(\x05R\x04code\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\x12\x1b\n" +
@@ -903,7 +979,12 @@ const file_agent_proto_rawDesc = "" +
 	"startError\x12\x1f\n" +
 	"\vduration_us\x18\x05 \x01(\x04R\n" +
 	"durationUs\x12\x12\n" +
-	"\x04warm\x18\x06 \x01(\bR\x04warm\"\x06\n" +
+	"\x04warm\x18\x06 \x01(\bR\x04warm\x12,\n" +
+	"\x03hit\x18\a \x01(\v2\x1a.emberd.agent.v1.LimitsHitR\x03hit\"K\n" +
+	"\tLimitsHit\x12\x16\n" +
+	"\x06memory\x18\x01 \x01(\bR\x06memory\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\bR\x04disk\x12\x12\n" +
+	"\x04pids\x18\x03 \x01(\bR\x04pids\"\x06\n" +
 	"\x04Warm\"\xc6\x01\n" +
 	"\x03Arm\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x12\"\n" +
@@ -936,7 +1017,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
 var file_agent_proto_goTypes = []any{
 	(*Request)(nil),    // 0: emberd.agent.v1.Request
 	(*Hello)(nil),      // 1: emberd.agent.v1.Hello
@@ -944,26 +1025,28 @@ var file_agent_proto_goTypes = []any{
 	(*Exec)(nil),       // 3: emberd.agent.v1.Exec
 	(*Command)(nil),    // 4: emberd.agent.v1.Command
 	(*Exit)(nil),       // 5: emberd.agent.v1.Exit
-	(*Warm)(nil),       // 6: emberd.agent.v1.Warm
-	(*Arm)(nil),        // 7: emberd.agent.v1.Arm
-	(*WriteFile)(nil),  // 8: emberd.agent.v1.WriteFile
-	(*Dial)(nil),       // 9: emberd.agent.v1.Dial
-	(*Done)(nil),       // 10: emberd.agent.v1.Done
-	(*Error)(nil),      // 11: emberd.agent.v1.Error
+	(*LimitsHit)(nil),  // 6: emberd.agent.v1.LimitsHit
+	(*Warm)(nil),       // 7: emberd.agent.v1.Warm
+	(*Arm)(nil),        // 8: emberd.agent.v1.Arm
+	(*WriteFile)(nil),  // 9: emberd.agent.v1.WriteFile
+	(*Dial)(nil),       // 10: emberd.agent.v1.Dial
+	(*Done)(nil),       // 11: emberd.agent.v1.Done
+	(*Error)(nil),      // 12: emberd.agent.v1.Error
 }
 var file_agent_proto_depIdxs = []int32{
-	1, // 0: emberd.agent.v1.Request.hello:type_name -> emberd.agent.v1.Hello
-	3, // 1: emberd.agent.v1.Request.exec:type_name -> emberd.agent.v1.Exec
-	8, // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
-	9, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
-	6, // 4: emberd.agent.v1.Request.warm:type_name -> emberd.agent.v1.Warm
-	7, // 5: emberd.agent.v1.Request.arm:type_name -> emberd.agent.v1.Arm
-	4, // 6: emberd.agent.v1.Exec.command:type_name -> emberd.agent.v1.Command
-	7, // [7:7] is the sub-list for method output_type
-	7, // [7:7] is the sub-list for method input_type
-	7, // [7:7] is the sub-list for extension type_name
-	7, // [7:7] is the sub-list for extension extendee
-	0, // [0:7] is the sub-list for field type_name
+	1,  // 0: emberd.agent.v1.Request.hello:type_name -> emberd.agent.v1.Hello
+	3,  // 1: emberd.agent.v1.Request.exec:type_name -> emberd.agent.v1.Exec
+	9,  // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
+	10, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
+	7,  // 4: emberd.agent.v1.Request.warm:type_name -> emberd.agent.v1.Warm
+	8,  // 5: emberd.agent.v1.Request.arm:type_name -> emberd.agent.v1.Arm
+	4,  // 6: emberd.agent.v1.Exec.command:type_name -> emberd.agent.v1.Command
+	6,  // 7: emberd.agent.v1.Exit.hit:type_name -> emberd.agent.v1.LimitsHit
+	8,  // [8:8] is the sub-list for method output_type
+	8,  // [8:8] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -989,7 +1072,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   12,
+			NumMessages:   13,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

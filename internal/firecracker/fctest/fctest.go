@@ -203,6 +203,7 @@ func (p *process) Jail() sandbox.Jail {
 }
 
 func (p *process) Done() <-chan struct{} { return p.done }
+func (p *process) OOMKilled() bool       { return false }
 func (p *process) Console() string       { return p.console.String() }
 
 func (p *process) Kill(ctx context.Context) error {

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // cgroupRoot is where cgroup v2 is mounted.
@@ -21,12 +23,29 @@ const ProgramsCgroup = cgroupRoot + "/programs"
 // those of programs: the kernel's own and the agent's.
 const reservedPIDs = 256
 
-// groupPrograms makes the control group of programs.
+// reservedMemory is how much of the memory programs leave to the kernel and the
+// agent, in bytes. So the OOM killer comes, among programs, before the agent
+// has to look for memory.
+const reservedMemory = 16 << 20
+
+// groupPrograms makes the control group of programs. Each program has its own in
+// there, which counts what that program ran into.
 func groupPrograms() error {
-	if err := writeKernel(filepath.Join(cgroupRoot, "cgroup.subtree_control"), "+cpu +pids"); err != nil {
+	if err := writeKernel(filepath.Join(cgroupRoot, "cgroup.subtree_control"), "+cpu +memory +pids"); err != nil {
 		return err
 	}
-	return os.Mkdir(ProgramsCgroup, 0o755) //nolint:gosec // for all to see
+	if err := os.Mkdir(ProgramsCgroup, 0o755); err != nil { //nolint:gosec // for all to see
+		return err
+	}
+	if err := writeKernel(filepath.Join(ProgramsCgroup, "cgroup.subtree_control"), "+memory +pids"); err != nil {
+		return err
+	}
+	var system unix.Sysinfo_t
+	if err := unix.Sysinfo(&system); err != nil {
+		return fmt.Errorf("sysinfo: %w", err)
+	}
+	most := system.Totalram*uint64(system.Unit) - reservedMemory
+	return writeKernel(filepath.Join(ProgramsCgroup, "memory.max"), strconv.FormatUint(most, 10))
 }
 
 // LimitProcesses bounds how many processes and threads programs may have

@@ -76,6 +76,16 @@ func LimitFiles(diskMiB int) error {
 	return unix.Mount("", "/run", "", unix.MS_REMOUNT|noDev, fmt.Sprintf("size=%dm", diskMiB))
 }
 
+// FilesFull tells whether no more can be written to files, or no more of them
+// made.
+func FilesFull() bool {
+	var fs unix.Statfs_t
+	if unix.Statfs("/", &fs) != nil {
+		return false
+	}
+	return fs.Blocks > 0 && fs.Bavail == 0 || fs.Files > 0 && fs.Ffree == 0
+}
+
 // mountAll mounts each of mounts, making its mount point first.
 func mountAll(mounts []mount) error {
 	for _, m := range mounts {

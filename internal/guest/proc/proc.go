@@ -96,12 +96,16 @@ type Result struct {
 	// TimedOut is set when the program was killed at its limit.
 	TimedOut bool
 	Duration time.Duration
+	// Hit is what the program, or one that it started, ran into until it ended.
+	Hit Hit
 }
 
 // StartError says why a program could not be started.
 type StartError struct {
 	Name string
 	Err  error
+	// Hit is the limit that was in the way, if that is the reason.
+	Hit Hit
 }
 
 // Error names the program and the reason.
@@ -178,24 +182,26 @@ func (r *Runner) Attend(ctx context.Context, p *Process, timeout time.Duration, 
 	p.stdout.lingerFor(linger)
 	p.stderr.lingerFor(linger)
 	out.Wait()
+	hit := p.group.hit()
 	p.abandon()
 
 	if ctx.Err() != nil {
 		return Result{}, context.Cause(ctx)
 	}
-	return result(p.child.Status(), killed, duration), nil
+	res := result(p.child.Status(), killed)
+	res.Duration, res.Hit = duration, hit
+	return res, nil
 }
 
-func result(status syscall.WaitStatus, killed bool, duration time.Duration) Result {
+func result(status syscall.WaitStatus, killed bool) Result {
 	if status.Exited() {
-		return Result{Code: status.ExitStatus(), Duration: duration}
+		return Result{Code: status.ExitStatus()}
 	}
 	sig := int(status.Signal())
 	return Result{
 		Code:     128 + sig,
 		Signal:   sig,
 		TimedOut: killed && status.Signal() == syscall.SIGKILL,
-		Duration: duration,
 	}
 }
 
@@ -252,7 +258,8 @@ func (p *Process) littleLeft() bool {
 func (r *Runner) Start(cmd Command) (*Process, error) {
 	p, err := r.start(cmd)
 	if err != nil {
-		return nil, &StartError{Name: cmd.Argv[0], Err: err}
+		hit := Hit{Memory: errors.Is(err, unix.ENOMEM), PIDs: errors.Is(err, errTooMany)}
+		return nil, &StartError{Name: cmd.Argv[0], Err: err, Hit: hit}
 	}
 	return p, nil
 }

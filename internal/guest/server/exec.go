@@ -38,7 +38,7 @@ func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWrit
 		_ = stdin.Close()
 		if e, ok := errors.AsType[*proc.StartError](err); ok {
 			last()
-			return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{StartError: text(e)})
+			return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{StartError: text(e), Hit: s.hit(e.Hit, false)})
 		}
 		return err
 	}
@@ -58,7 +58,18 @@ func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWrit
 		TimedOut:   result.TimedOut,
 		DurationUs: uint64(result.Duration.Microseconds()),
 		Warm:       ahead,
+		Hit:        s.hit(result.Hit, result.Code != 0),
 	})
+}
+
+// hit is what the host is told of the limits that a program ran into, nil if
+// there are none. A full disk is no news unless the program failed.
+func (s *Server) hit(of proc.Hit, failed bool) *agentv1.LimitsHit {
+	full := failed && s.cfg.FilesFull != nil && s.cfg.FilesFull()
+	if of == (proc.Hit{}) && !full {
+		return nil
+	}
+	return &agentv1.LimitsHit{Memory: of.Memory, Disk: full, Pids: of.PIDs}
 }
 
 // start starts the program of req, which is cmd, or has an interpreter that was

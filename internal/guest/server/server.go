@@ -60,7 +60,9 @@ type Config struct {
 	// CgroupRoot is the control group, of cgroup v2, under which each program
 	// has its own; empty if there is none.
 	CgroupRoot string
-	Log        *slog.Logger
+	// FilesFull tells whether files have no room left. When nil nobody is told.
+	FilesFull func() bool
+	Log       *slog.Logger
 }
 
 // Server serves operations. Any number of connections may be served at once.
@@ -81,9 +83,7 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{cfg: cfg, procs: proc.New(cfg.Reaper, cfg.CgroupRoot)}
 	if cfg.Recipe.Kind != "" {
-		s.ahead = warm.New(warm.Config{
-			Recipe: cfg.Recipe, Interpreter: cfg.Interpreter.Path, Runner: s.procs, Reaper: cfg.Reaper, Log: cfg.Log,
-		})
+		s.ahead = warm.New(warm.Config{Recipe: cfg.Recipe, Runner: s.procs, Reaper: cfg.Reaper, Log: cfg.Log})
 	}
 	return s
 }

@@ -26,8 +26,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // cut ends everything the server did for it, or the test hangs.
 func dial(t *testing.T) *yamux.Session {
 	t.Helper()
+	return dialTo(t, server.Config{Interpreter: proc.Interpreter{Path: "/bin/sh"}})
+}
+
+func dialTo(t *testing.T, cfg server.Config) *yamux.Session {
+	t.Helper()
 	host, guest := net.Pipe()
-	s := server.New(server.Config{Interpreter: proc.Interpreter{Path: "/bin/sh"}})
+	s := server.New(cfg)
 	served := make(chan error, 1)
 	go func() { served <- s.ServeConn(context.WithoutCancel(t.Context()), guest) }()
 	config := yamux.DefaultConfig()
@@ -156,6 +161,36 @@ func TestInputHasAWindow(t *testing.T) {
 }
 
 // When serving ends, so do the programs and the connections.
+// A full disk is told of a program that failed, and of no other.
+func TestFullDisk(t *testing.T) {
+	full := false
+	session := dialTo(t, server.Config{Interpreter: proc.Interpreter{Path: "/bin/sh"}, FilesFull: func() bool { return full }})
+	for _, tt := range []struct {
+		code string
+		full bool
+		want bool
+	}{
+		{"exit 1", false, false},
+		{"exit 1", true, true},
+		{"kill -TERM $$", true, true},
+		{"exit 0", true, false},
+	} {
+		full = tt.full
+		stream, _ := request(t, session, execOf(tt.code))
+		_, payload, err := agentv1.NewFrameReader(stream, agentv1.FrameExit).Next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var exit agentv1.Exit
+		if err := proto.Unmarshal(payload, &exit); err != nil {
+			t.Fatal(err)
+		}
+		if got := exit.GetHit().GetDisk(); got != tt.want {
+			t.Errorf("%s with a disk that is full: %v; the host is told %v", tt.code, tt.full, got)
+		}
+	}
+}
+
 func TestServeEnds(t *testing.T) {
 	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))
