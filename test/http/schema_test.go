@@ -27,8 +27,9 @@ const (
 // document, good and bad, alone and one after the other. What it asks of the
 // answers is that none is a server's error, that each is as documented, that what
 // the document allows is accepted and nothing else is, and that what is gone
-// stays gone. Templates are left out: they are snapshots, which the fake VMM of
-// this daemon cannot be restored from.
+// stays gone. Templates are left out: each size that is made up is one more to be
+// made, by three processes and one after the other, which would take most of the
+// time.
 func TestSchema(t *testing.T) {
 	needs(t, "schemathesis")
 	all := makeUpMany(t)
