@@ -38,6 +38,7 @@ type host struct {
 	engine    *engine.Engine
 	templates *template.Templates
 	cfg       daemon.Config
+	addr      string
 	log       *testenv.Log
 	stop      func()
 }
@@ -71,7 +72,7 @@ func newHost(t testing.TB, options ...func(*daemon.Config)) *host {
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- d.Run(ctx) }()
-	h.engine, h.templates = d.Engine(), d.Templates()
+	h.engine, h.templates, h.addr = d.Engine(), d.Templates(), d.Addr()
 	transport := &http.Transport{MaxIdleConnsPerHost: 16}
 	h.Client = client.New(d.Addr(), client.WithHTTPClient(&http.Client{Transport: transport}))
 	h.stop = sync.OnceFunc(func() {

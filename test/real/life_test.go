@@ -11,7 +11,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -100,73 +99,9 @@ func TestSilentGuestIsGivenUp(t *testing.T) {
 	checkState(t, before)
 }
 
-func TestVMMDeathUnderExec(t *testing.T) {
-	h := newHost(t)
-	before := takeState(t)
-	id := h.create(t, "shell")
-	vmm := h.vmm(t, id)
-	failed := make(chan error)
-	go func() {
-		_, err := h.Exec(t.Context(), id, client.Program{Code: "echo started; sleep 600"})
-		failed <- err
-	}()
-	time.Sleep(time.Second)
-	if err := syscall.Kill(vmm, syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	select {
-	case err := <-failed:
-		if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != "sandbox_lost" {
-			t.Errorf("exec: %v, want sandbox_lost", err)
-		}
-	case <-time.After(5 * time.Second):
-		t.Fatal("exec does not notice that its VM is gone")
-	}
-	deadline := time.Now().Add(5 * time.Second)
-	for {
-		list, err := h.List(t.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		if len(list) == 0 {
-			break
-		}
-		if time.Now().After(deadline) {
-			t.Fatalf("still listed: %v", list)
-		}
-		time.Sleep(10 * time.Millisecond)
-	}
-	if _, err := h.Exec(t.Context(), id, client.Program{Code: "true"}); !isNotFound(err) {
-		t.Errorf("exec in the lost sandbox: %v, want 404", err)
-	}
-	checkState(t, before)
-}
-
 func isNotFound(err error) bool {
 	e, ok := errors.AsType[*client.Error](err)
 	return ok && e.Status == 404
-}
-
-func TestEightCreatesAtOnce(t *testing.T) {
-	h := newHost(t)
-	var wg sync.WaitGroup
-	for i := range 8 {
-		wg.Go(func() {
-			id, err := h.Create(t.Context(), "shell")
-			if err != nil {
-				t.Errorf("create %d: %v", i, err)
-				return
-			}
-			res, err := h.Exec(t.Context(), id, client.Program{Code: fmt.Sprint("echo ", i)})
-			if err != nil || string(res.Stdout) != fmt.Sprintln(i) {
-				t.Errorf("exec %d: %q, %v", i, res.Stdout, err)
-			}
-		})
-	}
-	wg.Wait()
-	if list, err := h.List(t.Context()); err != nil || len(list) != 8 {
-		t.Errorf("%d listed, %v, want 8", len(list), err)
-	}
 }
 
 func TestDeleteTwice(t *testing.T) {
