@@ -38,8 +38,8 @@ test-real: build ## the tests of real microVMs, inside the machine
 	./test/real.sh
 
 .PHONY: test-long
-test-long: build ## floods, bombs and residue at full length; most of an hour, not in CI
-	./test/real.sh -long -test.timeout 90m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets)$$'
+test-long: build ## floods, bombs, residue and all programs of Node; an hour and a half, not in CI
+	./test/real.sh -long -test.timeout 150m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$$'
 
 .PHONY: bench
 bench: build ## what a sandbox's life costs, inside the machine; BENCH_ARGS=--json

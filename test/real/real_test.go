@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once; most of an hour")
+var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once, and run every program of Node; an hour and a half")
 
 // span is the first, or with -long the second.
 func span[T any](short, longer T) T {

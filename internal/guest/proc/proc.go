@@ -49,7 +49,7 @@ type Command struct {
 	// Timeout is a wall-clock limit; zero means none. [Runner.Start] does not see
 	// to it.
 	Timeout time.Duration
-	// Files are the program's descriptors from 3 on.
+	// Files are the program's descriptors from 3 on; nil is none.
 	Files []*os.File
 
 	script []byte // handed over as file descriptor 3

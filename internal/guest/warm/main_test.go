@@ -24,6 +24,7 @@ import (
 const (
 	asZygote   = "zygote"
 	asParent   = "parent" // between the zygote and a ready process
+	asForked   = "forked"
 	asPrestart = "prestart"
 )
 
@@ -40,10 +41,12 @@ func TestMain(m *testing.M) {
 	case asZygote:
 		zygote(how)
 	case asParent:
-		start(asPrestart, how, []uintptr{0, 1, 2, 3}, &syscall.SysProcAttr{Setsid: true})
+		start(asForked, how, []uintptr{0, 1, 2, 3}, &syscall.SysProcAttr{Setsid: true})
 		os.Exit(0)
+	case asForked:
+		becomeReady(how, 3)
 	case asPrestart:
-		becomeReady(how)
+		becomeReady(how, 63)
 	}
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -93,7 +96,7 @@ func zygote(how string) {
 		files := []uintptr{uintptr(fds[0]), uintptr(fds[1]), uintptr(fds[2]), uintptr(fds[3])}
 		role := asParent
 		if how == "no orphan" {
-			role = asPrestart
+			role = asForked
 		}
 		pid := start(role, how, files, nil)
 		for _, fd := range fds {
@@ -105,10 +108,11 @@ func zygote(how string) {
 	}
 }
 
-// becomeReady waits for code and becomes the shell that runs it.
-func becomeReady(how string) {
-	control := os.NewFile(3, "control")
-	syscall.CloseOnExec(3)
+// becomeReady waits for code on the descriptor fd and becomes the shell that runs
+// it.
+func becomeReady(how string, fd int) {
+	control := os.NewFile(uintptr(fd), "control")
+	syscall.CloseOnExec(fd)
 	switch how {
 	case "wrong pid":
 		_, _ = fmt.Fprintf(control, "R%d\n", os.Getppid())

@@ -17,12 +17,21 @@ import (
 // forked may take to end.
 const orphanTicks = 1000
 
+// A zygote and what it forks have their control sockets where every program finds
+// what it is handed. A program that becomes a ready process itself has it above the
+// descriptors that its interpreter opens while it starts: those have the numbers of
+// a plain one's that way, and no gap is left among them.
+const (
+	zygoteControl   = 3
+	prestartControl = 63
+)
+
 // prestart makes ready processes by starting them.
 type prestart struct{ cfg Config }
 
 func (s *prestart) make(ctx context.Context) (*ready, error) {
 	from := s.cfg.origin()
-	p, control, err := launch(s.cfg)
+	p, control, err := launch(s.cfg, prestartControl)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +88,7 @@ func (s *forkserver) stand() (err error) {
 		s.close()
 	}
 	s.origin = s.cfg.origin()
-	s.zygote, s.control, err = launch(s.cfg)
+	s.zygote, s.control, err = launch(s.cfg, zygoteControl)
 	if err != nil {
 		s.zygote = nil
 		return err
@@ -189,14 +198,16 @@ func (s *forkserver) close() {
 	s.zygote = nil
 }
 
-// launch starts the recipe's program with a control socket.
-func launch(cfg Config) (*proc.Process, *os.File, error) {
+// launch starts the recipe's program with a control socket as its descriptor fd.
+func launch(cfg Config, fd int) (*proc.Process, *os.File, error) {
 	own, theirs, err := socketPair()
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() { _ = theirs.Close() }()
-	p, err := cfg.Runner.Start(proc.Command{Argv: cfg.Recipe.Argv, Files: []*os.File{theirs}})
+	files := make([]*os.File, fd-2) // from 3 on; nil is closed
+	files[fd-3] = theirs
+	p, err := cfg.Runner.Start(proc.Command{Argv: cfg.Recipe.Argv, Files: files})
 	if err != nil {
 		return nil, nil, errors.Join(err, own.Close())
 	}

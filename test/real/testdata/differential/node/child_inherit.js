@@ -1,0 +1,1 @@
+require('child_process').spawnSync('cat; echo child', { shell: true, stdio: 'inherit' });

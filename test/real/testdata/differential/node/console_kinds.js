@@ -1,0 +1,1 @@
+console.table([{ a: 1, b: 2 }]); console.dir({ a: { b: { c: { d: 1 } } } }); console.group('g'); console.log('in'); console.groupEnd(); console.count(); console.assert(false, 'assert'); console.info(new Map([[1, new Set([2])]]), [undefined, , null], Symbol('s'), -0, 10n, class A {}, () => {});

@@ -1,0 +1,1 @@
+require('util')._extend({}, {}); require('punycode'); console.log(typeof process.binding('fs'));

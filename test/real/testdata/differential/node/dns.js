@@ -1,0 +1,1 @@
+require('dns').lookup('localhost', { family: 4 }, (e, a) => console.log(e, a));

@@ -1,0 +1,1 @@
+throw new TypeError('outer', { cause: new RangeError('inner') });

@@ -1,0 +1,1 @@
+setTimeout(() => { console.log('t'); null.x; }, 1);

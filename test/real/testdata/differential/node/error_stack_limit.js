@@ -1,0 +1,2 @@
+Error.stackTraceLimit = 50;
+console.log(new Error('x').stack);

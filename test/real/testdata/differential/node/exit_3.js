@@ -1,0 +1,1 @@
+console.log('x'); process.exit(3); console.log('not');

@@ -1,0 +1,1 @@
+process.exitCode = 4; console.log('goes on');

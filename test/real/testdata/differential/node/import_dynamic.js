@@ -1,0 +1,1 @@
+import('fs').then((fs) => console.log(typeof fs.readFileSync, Object.keys(fs).length));

@@ -1,0 +1,1 @@
+import('./no-such.mjs').catch((e) => console.log(e.code, e.message));

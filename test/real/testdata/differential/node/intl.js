@@ -1,0 +1,1 @@
+console.log(new Date(0).toISOString(), new Date(0).toString(), Intl.DateTimeFormat().resolvedOptions(), (1234.5).toLocaleString('de-DE'), new Date(0).toLocaleDateString('ja-JP', { dateStyle: 'full' }), 'ä'.localeCompare('z', 'sv'));

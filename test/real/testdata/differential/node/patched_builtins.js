@@ -1,0 +1,1 @@
+console.log(Object.getOwnPropertyDescriptor(Map.prototype, 'get'), Map.prototype.get.toString(), Object.getOwnPropertyNames(require('module')).join(), Object.getOwnPropertyDescriptor(require('module'), 'builtinModules').writable, Object.keys(require('module')._pathCache), require('module').globalPaths);

@@ -1,0 +1,12 @@
+const { EventEmitter } = require('events');
+const { Writable } = require('stream');
+const { write } = Writable.prototype;
+let written = 0, emitted = [];
+Writable.prototype.write = function (...a) { written++; return write.apply(this, a); };
+const { emit } = EventEmitter.prototype;
+EventEmitter.prototype.emit = function (...a) { emitted.push(a[0]); return emit.apply(this, a); };
+const { nextTick } = process;
+let ticks = 0;
+process.nextTick = function (...a) { ticks++; return nextTick.apply(this, a); };
+console.log('one'); console.error('two');
+process.on('exit', () => require('fs').writeSync(1, `${written} ${ticks} ${emitted.join()}\n`));

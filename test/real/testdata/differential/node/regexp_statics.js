@@ -1,0 +1,1 @@
+console.log(JSON.stringify([RegExp.$1, RegExp.lastMatch, RegExp.input, RegExp['$&']]));

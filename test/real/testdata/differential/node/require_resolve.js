@@ -1,0 +1,1 @@
+console.log(require.resolve('fs'), require.resolve.paths('x'), require.extensions, Object.keys(require));

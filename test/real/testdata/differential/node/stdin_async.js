@@ -1,0 +1,1 @@
+(async () => { for await (const c of process.stdin) console.log(c.toString()); })();

@@ -1,0 +1,1 @@
+process.stdin.on('data', (d) => console.log(d)).on('end', () => console.log('end'));

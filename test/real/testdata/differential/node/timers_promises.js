@@ -1,0 +1,1 @@
+require('timers/promises').setTimeout(5, 'v').then(console.log);

@@ -1,0 +1,2 @@
+const ż = '日本'; console.log(ż, '🐍'.length, `\
+cont`);
