@@ -80,15 +80,16 @@ func (s *Templates) key(p pack.Pack, size sandbox.Size) (Key, error) {
 	}, nil
 }
 
-// begin begins to make the template of a slot. The caller holds s.mu.
-func (s *Templates) begin(sl *slot, p pack.Pack, size sandbox.Size) {
+// begin begins to make the template of a slot, once after is closed. The caller
+// holds s.mu.
+func (s *Templates) begin(sl *slot, p pack.Pack, size sandbox.Size, after <-chan struct{}) {
 	j := &job{done: make(chan struct{}), since: time.Now(), log: s.cfg.Log}
 	j.enter("waiting")
 	sl.job = j
 	s.wg.Go(func() {
 		defer close(j.done)
 		began := time.Now()
-		t, err := s.obtain(j, p, size)
+		t, err := s.obtain(j, p, size, after)
 		j.enter("done")
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -109,11 +110,13 @@ func (s *Templates) begin(sl *slot, p pack.Pack, size sandbox.Size) {
 
 // obtain returns a template that is verified: the one on the disk, or else a new
 // one.
-func (s *Templates) obtain(j *job, p pack.Pack, size sandbox.Size) (*template, error) {
-	select {
-	case <-s.swept:
-	case <-s.ctx.Done():
-		return nil, context.Cause(s.ctx)
+func (s *Templates) obtain(j *job, p pack.Pack, size sandbox.Size, after <-chan struct{}) (*template, error) {
+	for _, awaited := range []<-chan struct{}{s.swept, after} {
+		select {
+		case <-awaited:
+		case <-s.ctx.Done():
+			return nil, context.Cause(s.ctx)
+		}
 	}
 	s.building.Lock()
 	defer s.building.Unlock()

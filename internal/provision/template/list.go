@@ -100,7 +100,9 @@ func (s *Templates) Build(ctx context.Context, p pack.Pack, size sandbox.Size) (
 	s.mu.Lock()
 	sl := s.slot(slotKey{p.Name, size})
 	if sl.template == nil && sl.job == nil {
-		s.begin(sl, p, size) //nolint:contextcheck // others may wait for it, too
+		now := make(chan struct{})
+		close(now)
+		s.begin(sl, p, size, now) //nolint:contextcheck // others may wait for it, too
 	}
 	j := sl.job
 	s.mu.Unlock()

@@ -149,7 +149,10 @@ func (s *Templates) Provision(ctx context.Context, req provision.Request) (*prov
 	case sandbox.Pooled:
 		return nil, sandbox.NoBootPath(req.BootPath, "this emberd keeps no microVMs ready")
 	}
-	t := s.find(req.Pack, req.Limits.Size) //nolint:contextcheck // what it begins is for the requests to come
+	// What is begun here is for the requests to come, and is not to slow this one.
+	served := make(chan struct{})
+	defer close(served)
+	t := s.find(req.Pack, req.Limits.Size, served) //nolint:contextcheck // nor does it end with this one
 	if t == nil {
 		if req.BootPath == sandbox.Restored {
 			return nil, sandbox.NoBootPath(req.BootPath, noTemplates)
@@ -201,14 +204,14 @@ type tamperedError struct{ error }
 
 func (e *tamperedError) Unwrap() error { return e.error }
 
-// find returns the template for a pack and size. If there is none, it may begin
-// to make one and returns nil.
-func (s *Templates) find(p pack.Pack, size sandbox.Size) *template {
+// find returns the template for a pack and size. If there is none it returns nil,
+// and may have one made once after is closed.
+func (s *Templates) find(p pack.Pack, size sandbox.Size, after <-chan struct{}) *template {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sl := s.slot(slotKey{p.Name, size})
 	if sl.template == nil && sl.job == nil && size == s.cfg.Size && time.Now().After(sl.retry) {
-		s.begin(sl, p, size)
+		s.begin(sl, p, size, after)
 	}
 	return sl.template
 }

@@ -197,6 +197,27 @@ func TestTemplateIsMadeBehindTheFirstRequest(t *testing.T) {
 	}
 }
 
+// A client waits for the boot, and nobody for the template.
+func TestMakingWaitsForTheBoot(t *testing.T) {
+	f := newFixture(t)
+	req := f.request()
+	req.Begin = func(sandbox.VMID) error {
+		time.Sleep(50 * time.Millisecond) // in which it would have begun
+		if list := f.List(); len(list) != 1 || list[0].Phase != "waiting" || len(f.entries()) > 0 {
+			t.Errorf("during the boot: %+v, %q", list, f.entries())
+		}
+		return nil
+	}
+	vm, err := f.Provision(t.Context(), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Kill(t.Context()); err != nil {
+		t.Error(err)
+	}
+	f.build()
+}
+
 func TestBootPathThatIsInsistedOn(t *testing.T) {
 	f := newFixture(t)
 	ask := func(path sandbox.BootPath) error {
