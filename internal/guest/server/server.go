@@ -83,7 +83,9 @@ func New(cfg Config) *Server {
 	}
 	s := &Server{cfg: cfg, procs: proc.New(cfg.Reaper, cfg.CgroupRoot)}
 	if cfg.Recipe.Kind != "" {
-		s.ahead = warm.New(warm.Config{Recipe: cfg.Recipe, Runner: s.procs, Reaper: cfg.Reaper, Log: cfg.Log})
+		s.ahead = warm.New(warm.Config{
+			Recipe: cfg.Recipe, Interpreter: cfg.Interpreter.Path, Runner: s.procs, Reaper: cfg.Reaper, Log: cfg.Log,
+		})
 	}
 	return s
 }
