@@ -29,6 +29,7 @@ func (i *Interpreter) keep(ctx context.Context) {
 				return
 			}
 		default:
+			began := time.Now()
 			r, err := i.maker.make(ctx)
 			if ctx.Err() != nil {
 				if err == nil {
@@ -38,7 +39,7 @@ func (i *Interpreter) keep(ctx context.Context) {
 			}
 			if err == nil {
 				rest = minRest
-				i.offer(r, epoch)
+				i.offer(r, epoch, time.Since(began))
 				continue
 			}
 			i.cfg.Log.Warn("no interpreter could be started ahead", "err", err, "rest_ms", rest.Milliseconds())
@@ -58,10 +59,14 @@ func (i *Interpreter) state() (waiting *ready, wanted bool, epoch int) {
 	return i.ready, i.spare || i.waiters > 0, i.epoch
 }
 
-// offer makes r the one that waits, unless it was begun before a renewal.
-func (i *Interpreter) offer(r *ready, epoch int) {
+// offer makes r, which took so long to make, the one that waits, unless it was
+// begun before a renewal.
+func (i *Interpreter) offer(r *ready, epoch int, took time.Duration) {
 	i.mu.Lock()
 	i.standing = true
+	if i.cfg.Recipe.Kind == Prestart {
+		i.took = took
+	}
 	stale := epoch != i.epoch
 	if !stale {
 		i.ready, i.spare = r, false

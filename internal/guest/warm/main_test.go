@@ -11,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -118,6 +119,9 @@ func becomeReady(how string, fd int) {
 		_, _ = fmt.Fprintf(control, "R%d\n", os.Getppid())
 	case "noise":
 		_, _ = io.WriteString(control, strings.Repeat("noise ", 100))
+	case "slow":
+		time.Sleep(2500 * time.Millisecond) // longer than programs wait as a rule
+		_, _ = fmt.Fprintf(control, "R%d\n", os.Getpid())
 	case "never ready":
 		_, _ = io.Copy(io.Discard, control)
 	default:

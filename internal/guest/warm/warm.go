@@ -70,7 +70,8 @@ const (
 	// handOverTimeout is how long a ready process may take to take its code.
 	handOverTimeout = 2 * time.Second
 	// patience is how long a program waits for a process that is about to be
-	// ready before it gets the plain interpreter.
+	// ready before it gets the plain interpreter. It is longer where the last
+	// process took longer to start: the next one has a lead on the plain one.
 	patience = 2 * time.Second
 	// minRest and maxRest are how long nothing is started ahead after a failure;
 	// it doubles with each.
@@ -106,6 +107,7 @@ type Interpreter struct {
 	changed  chan struct{} // closed when a process is ready, or none will be soon
 	epoch    int           // counts renewals: what was begun before one is stale
 	standing bool          // the last attempt worked
+	took     time.Duration // by the last one, where each is started anew
 	failed   error         // why it did not, while nothing is attempted
 
 	wake   chan struct{}
@@ -232,7 +234,7 @@ func (i *Interpreter) worthWaiting() bool {
 // await waits for a ready process, as long as there is hope. The caller holds
 // mu, which is given up meanwhile.
 func (i *Interpreter) await(ctx context.Context) {
-	timer := time.NewTimer(patience)
+	timer := time.NewTimer(max(patience, i.took))
 	defer timer.Stop()
 	i.rouse()
 	for hope := true; hope && i.ready == nil && i.failed == nil; {

@@ -163,6 +163,19 @@ func TestCodeThatIsNotForMe(t *testing.T) {
 
 // All get the plain interpreter that would wait too long, and nobody gets a
 // process twice.
+// A program waits for a process that takes long to start, as the plain interpreter
+// would take longer.
+func TestSlowStart(t *testing.T) {
+	t.Parallel()
+	i := newInterpreter(t, warm.Prestart, "slow")
+	i.wait(t)
+	for range 2 {
+		if _, out, ahead := i.run(t, "echo 42", 0); !ahead || out != "42\n" {
+			t.Errorf("%v, output is %q", ahead, out)
+		}
+	}
+}
+
 func TestManyAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, kind warm.Kind) {
 		i := newInterpreter(t, kind, "")
