@@ -238,17 +238,20 @@ func (i *Interpreter) await(ctx context.Context) {
 	defer timer.Stop()
 	i.rouse()
 	for hope := true; hope && i.ready == nil && i.failed == nil; {
-		changed := i.changed
+		changed, late := i.changed, false
 		i.mu.Unlock()
 		select {
 		case <-changed:
 		case <-timer.C:
-			// Whoever comes next is not to wait for as long, in vain too.
-			hope, i.standing = false, false
+			late = true
 		case <-ctx.Done():
 			hope = false
 		}
 		i.mu.Lock()
+		if late {
+			// Whoever comes next is not to wait for as long, in vain too.
+			hope, i.standing = false, false
+		}
 	}
 }
 
