@@ -70,8 +70,8 @@ const (
 	// handOverTimeout is how long a ready process may take to take its code.
 	handOverTimeout = 2 * time.Second
 	// patience is how long a program waits for a process that is about to be
-	// ready before it gets the plain interpreter. It is longer where the last
-	// process took longer to start: the next one has a lead on the plain one.
+	// ready before it gets the plain interpreter. It is twice as long as the last
+	// process took to start, if that is longer: the next has a lead on the plain one.
 	patience = 2 * time.Second
 	// minRest and maxRest are how long nothing is started ahead after a failure;
 	// it doubles with each.
@@ -234,7 +234,7 @@ func (i *Interpreter) worthWaiting() bool {
 // await waits for a ready process, as long as there is hope. The caller holds
 // mu, which is given up meanwhile.
 func (i *Interpreter) await(ctx context.Context) {
-	timer := time.NewTimer(max(patience, i.took))
+	timer := time.NewTimer(max(patience, 2*i.took))
 	defer timer.Stop()
 	i.rouse()
 	for hope := true; hope && i.ready == nil && i.failed == nil; {
