@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/flatkeyed"
 )
 
 // cgroupRoot is where the cgroup v2 hierarchy is mounted.
@@ -187,12 +188,7 @@ func (t cgroupTree) oomKilled(child string) bool {
 	if err != nil {
 		return false // of a cgroup that is gone nothing is known
 	}
-	for line := range strings.Lines(string(events)) {
-		if count, ok := strings.CutPrefix(line, "oom_kill "); ok {
-			return strings.TrimSpace(count) != "0"
-		}
-	}
-	return false
+	return flatkeyed.Value(events, "oom_kill") > 0
 }
 
 // kill ends every process in the cgroup and removes it. One that does not exist

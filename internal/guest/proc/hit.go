@@ -1,10 +1,9 @@
 package proc
 
 import (
-	"bytes"
-	"strconv"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/x/flatkeyed"
 )
 
 // Hit is which limits a program ran into.
@@ -37,16 +36,5 @@ func (g group) counted(file, event string) bool {
 	defer func() { _ = unix.Close(fd) }()
 	var buf [512]byte
 	n, err := unix.Read(fd, buf[:])
-	return err == nil && counter(buf[:n], event) > 0
-}
-
-// counter returns the value of a line of events, each "NAME VALUE".
-func counter(events []byte, name string) uint64 {
-	for line := range bytes.Lines(events) {
-		if key, value, ok := bytes.Cut(bytes.TrimSpace(line), []byte(" ")); ok && string(key) == name {
-			n, _ := strconv.ParseUint(string(value), 10, 64) // the kernel's own
-			return n
-		}
-	}
-	return 0
+	return err == nil && flatkeyed.Value(buf[:n], event) > 0
 }

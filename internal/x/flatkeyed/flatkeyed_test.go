@@ -1,8 +1,12 @@
-package proc
+package flatkeyed_test
 
-import "testing"
+import (
+	"testing"
 
-func TestCounter(t *testing.T) {
+	"github.com/emberd/emberd/internal/x/flatkeyed"
+)
+
+func TestValue(t *testing.T) {
 	const events = "low 0\nhigh 0\nmax 12\noom 3\noom_kill 2\noom_group_kill 0\n"
 	tests := map[string]struct {
 		events, name string
@@ -19,7 +23,7 @@ func TestCounter(t *testing.T) {
 		"no number":      {"max many\n", "max", 0},
 	}
 	for name, tt := range tests {
-		if got := counter([]byte(tt.events), tt.name); got != tt.want {
+		if got := flatkeyed.Value([]byte(tt.events), tt.name); got != tt.want {
 			t.Errorf("%s: %d, want %d", name, got, tt.want)
 		}
 	}
