@@ -203,8 +203,8 @@ func (b *run) answer(ctx context.Context, id string) error {
 }
 
 // within gives f a sandbox that is not measured.
-func (b *run) within(ctx context.Context, pack string, f func(id string) error, opts ...client.CreateOption) error {
-	id, err := b.Client.Create(ctx, pack, opts...)
+func (b *run) within(ctx context.Context, pack string, f func(id string) error) error {
+	id, err := b.Client.Create(ctx, pack)
 	if err != nil {
 		return err
 	}

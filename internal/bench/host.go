@@ -88,10 +88,8 @@ func (t trace) awaitGone(ctx context.Context) error {
 		if left < 0 {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("%s is still there: %w", t.paths[left], ctx.Err())
-		case <-time.After(time.Millisecond):
+		if err := pause(ctx, time.Millisecond); err != nil {
+			return fmt.Errorf("%s is still there: %w", t.paths[left], err)
 		}
 	}
 }
@@ -104,10 +102,8 @@ func (b *run) settled(ctx context.Context) (map[string]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(time.Second):
+		if err := pause(ctx, time.Second); err != nil {
+			return nil, err
 		}
 		before := seen
 		if seen, err = b.lookAround(ctx); err == nil && maps.Equal(seen, before) {
@@ -186,10 +182,8 @@ func (b *run) left(ctx context.Context, before map[string]int) ([]string, error)
 		if len(left) == 0 || time.Now().After(deadline) {
 			return left, nil
 		}
-		select {
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		case <-time.After(100 * time.Millisecond):
+		if err := pause(ctx, 100*time.Millisecond); err != nil {
+			return nil, err
 		}
 	}
 }

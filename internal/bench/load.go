@@ -205,10 +205,8 @@ func (b *run) awaitPool(ctx context.Context) error {
 		if full {
 			return nil
 		}
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the pool does not fill: %w", ctx.Err())
-		case <-time.After(20 * time.Millisecond):
+		if err := pause(ctx, 20*time.Millisecond); err != nil {
+			return fmt.Errorf("the pool does not fill: %w", err)
 		}
 	}
 }
