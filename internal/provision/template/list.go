@@ -100,9 +100,7 @@ func (s *Templates) Build(ctx context.Context, p pack.Pack, size sandbox.Size) (
 	s.mu.Lock()
 	sl := s.slot(slotKey{p.Name, size})
 	if sl.template == nil && sl.job == nil {
-		now := make(chan struct{})
-		close(now)
-		s.begin(sl, p, size, now) //nolint:contextcheck // others may wait for it, too
+		s.begin(sl, p, size, s.swept) //nolint:contextcheck // others may wait for it, too
 	}
 	j := sl.job
 	s.mu.Unlock()
