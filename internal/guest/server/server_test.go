@@ -160,7 +160,6 @@ func TestInputHasAWindow(t *testing.T) {
 	})
 }
 
-// When serving ends, so do the programs and the connections.
 // A full disk is told of a program that failed, and of no other.
 func TestFullDisk(t *testing.T) {
 	full := false
@@ -191,6 +190,7 @@ func TestFullDisk(t *testing.T) {
 	}
 }
 
+// When serving ends, so do the programs and the connections.
 func TestServeEnds(t *testing.T) {
 	dir := t.TempDir()
 	l, err := net.Listen("unix", filepath.Join(dir, "s"))

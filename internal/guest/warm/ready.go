@@ -26,8 +26,8 @@ type ready struct {
 }
 
 // handOver gives code to the process and returns it, running. now is what another
-// would be started from. After an error the
-// process is dead and has run none of code.
+// would be started from. After an error the process is dead and has run none of
+// code.
 func (r *ready) handOver(code []byte, now origin) (*proc.Process, error) {
 	defer func() { _ = r.control.Close() }()
 	if err := r.fit(now); err != nil {
