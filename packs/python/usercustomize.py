@@ -203,15 +203,13 @@ def areas_of(pid):
             pagemap.seek(start // size * 8)
             pages = memoryview(pagemap.read((end - start) // size * 8)).cast("Q")
             first = None
-            for number, page in enumerate(pages):
+            for number, page in enumerate((*pages, 0)):
                 used = page & wanted == wanted
                 if used and first is None:
                     first = number
                 if first is not None and not used:
                     yield start + first * size, (number - first) * size, how
                     first = None
-            if first is not None:
-                yield start + first * size, end - start - first * size, how
 
 
 def quick_end(gc, kept):
