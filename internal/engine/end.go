@@ -122,6 +122,7 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 	why := en.end
 	en.mu.Unlock()
 	close(en.gone)
+	e.tellEnd(sb, why)
 	e.cfg.Log.Info("sandbox gone", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
 	return nil
 }

@@ -55,8 +55,10 @@ type Config struct {
 	// Foreground is told of each request, and what is cleared behind one stands
 	// back for the next; nil is one of the engine's own.
 	Foreground *provision.Foreground
-	Log        *slog.Logger
-	Faults     *fault.Set
+	// Events hears of what happens; nil is nobody.
+	Events Events
+	Log    *slog.Logger
+	Faults *fault.Set
 	// Now is the clock; nil means [time.Now].
 	Now func() time.Time
 }
@@ -205,12 +207,15 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	defer cancel(nil)
 	en, err := e.reserve(p, limits, cancel)
 	if err != nil {
+		e.tellRejected(p.Name, err)
 		return sandbox.Sandbox{}, err
 	}
 	defer e.wg.Done()
 
 	sb, _ := en.snapshot()
+	e.tell(sb, sandbox.Event{Kind: sandbox.EventCreated})
 	if err := e.bringUp(ctx, en, p, spec.BootPath); err != nil {
+		defer e.tellFailed(ctx, en, err)
 		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.abandon(ctx, en)))
 	}
 	e.lookAgain()
@@ -289,6 +294,7 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	en.sb = running
 	en.idleSince = e.cfg.Now()
 	took := en.idleSince.Sub(en.began)
+	e.tell(running, sandbox.Event{Kind: sandbox.EventReady, Took: took})
 	e.wg.Go(func() {
 		e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "vm", sb.VM, "pack", sb.Pack,
 			"boot_path", sb.BootPath, "duration_ms", took.Milliseconds())

@@ -18,7 +18,7 @@ const exitUnknown = -1
 // Exec runs one program and waits for its end. When ctx ends first, the program
 // is killed. What it writes beyond the sandbox's limit is read and dropped, so
 // that it is not left blocked, and the result says so.
-func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecResult, error) {
+func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (res sandbox.ExecResult, err error) {
 	en := e.find(id)
 	if en == nil {
 		return sandbox.ExecResult{}, sandbox.ErrNotFound
@@ -30,6 +30,9 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	defer e.endExec(en)
 	e.cfg.Foreground.Enter()
 	defer e.cfg.Foreground.Leave()
+	sb, _ := en.snapshot()
+	began := e.cfg.Now()
+	defer func() { e.tellExec(ctx, sb, began, res, err) }()
 	stdout, stderr := capped{left: limits.OutputBytes}, capped{left: limits.OutputBytes}
 	exit, err := vm.Agent.Exec(ctx,
 		agent.Command{Code: req.Code, Timeout: cmp.Or(req.Timeout, limits.ExecTimeout)},
@@ -37,7 +40,7 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	if err != nil {
 		return sandbox.ExecResult{}, e.lost(ctx, en, vm, err)
 	}
-	res := sandbox.ExecResult{
+	res = sandbox.ExecResult{
 		Stdout: stdout.buf.Bytes(), StdoutTruncated: stdout.truncated,
 		Stderr: stderr.buf.Bytes(), StderrTruncated: stderr.truncated,
 		ExitCode: exit.Code,

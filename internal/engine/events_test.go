@@ -1,0 +1,135 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/emberd/emberd/internal/firecracker/fctest"
+	"github.com/emberd/emberd/internal/provision"
+	"github.com/emberd/emberd/internal/sandbox"
+)
+
+// heard is what an engine published.
+type heard struct {
+	mu  sync.Mutex
+	all []sandbox.Event
+}
+
+func (h *heard) Publish(event sandbox.Event) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, event)
+}
+
+// words are the events as "KIND REASON".
+func (h *heard) words() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var words []string
+	for _, event := range h.all {
+		word := string(event.Kind)
+		if event.Reason != "" {
+			word += " " + event.Reason
+		}
+		words = append(words, word)
+	}
+	return words
+}
+
+func TestEventsTellALife(t *testing.T) {
+	run := func(code string, timeout time.Duration) func(*fixture, sandbox.ID) {
+		return func(f *fixture, id sandbox.ID) {
+			_, _ = f.Exec(f.t.Context(), id, sandbox.ExecRequest{Code: code, Timeout: timeout})
+		}
+	}
+	remove := func(f *fixture, id sandbox.ID) {
+		if err := f.Delete(f.t.Context(), id); err != nil {
+			f.t.Error(err)
+		}
+	}
+	tests := map[string]struct {
+		life []func(*fixture, sandbox.ID)
+		want []string
+	}{
+		"programs":  {[]func(*fixture, sandbox.ID){run("true", 0), run("exit 3", 0), remove}, []string{"exec ok", "exec failed", "deleted request"}},
+		"timed out": {[]func(*fixture, sandbox.ID){run("sleep 100", 50 * time.Millisecond), remove}, []string{"exec timed_out", "deleted request"}},
+		"lost": {[]func(*fixture, sandbox.ID){func(f *fixture, _ sandbox.ID) {
+			_ = syscall.Kill(f.launcher.Running()[0], syscall.SIGKILL)
+		}}, []string{"lost vmm_ended"}},
+		"expired": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
+			en := f.find(id)
+			en.mu.Lock()
+			en.began = en.began.Add(-time.Hour)
+			en.mu.Unlock()
+			f.lookAgain()
+		}}, []string{"expired lifetime"}},
+		"client went away": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
+			ctx, cancel := context.WithTimeout(f.t.Context(), 50*time.Millisecond)
+			defer cancel()
+			_, _ = f.Exec(ctx, id, sandbox.ExecRequest{Code: "sleep 100"})
+		}, remove}, []string{"exec canceled", "deleted request"}},
+		"closed": {[]func(*fixture, sandbox.ID){func(f *fixture, _ sandbox.ID) {
+			if err := f.Close(context.Background()); err != nil {
+				f.t.Error(err)
+			}
+		}}, []string{"deleted shutdown"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			events := &heard{}
+			f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) { cfg.Events = events })
+			id := f.create()
+			for _, step := range tt.life {
+				step(f, id)
+			}
+			want := append([]string{"created", "ready"}, tt.want...)
+			f.await("all is told", 10*time.Second, func() bool { return len(events.words()) >= len(want) })
+			if got := events.words(); !slices.Equal(got, want) {
+				t.Errorf("got %q, want %q", got, want)
+			}
+			for _, event := range events.all {
+				if event.Sandbox != id || event.Pack != "shell" || event.Kind != sandbox.EventCreated && event.BootPath != sandbox.ColdBoot {
+					t.Errorf("got %+v of %s", event, id)
+				}
+			}
+		})
+	}
+}
+
+func TestEventsTellWhatDidNotComeToBe(t *testing.T) {
+	events := &heard{}
+	f := newFixture(t, func(cfg *Config, cold *provision.ColdConfig) {
+		cfg.Events, cfg.Capacity.Sandboxes, cold.Timeout = events, 1, time.Second
+	})
+	f.launcher.Next(fctest.Stillborn)
+	f.launcher.Next(fctest.Stillborn)
+	if _, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"}); !errors.Is(err, sandbox.ErrBoot) {
+		t.Fatal(err)
+	}
+	f.create()
+	if _, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"}); !errors.Is(err, sandbox.ErrQuota) {
+		t.Fatal(err)
+	}
+	want := []string{"created", "failed boot_failed", "created", "ready", "rejected quota_exceeded"}
+	if got := events.words(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestLoads(t *testing.T) {
+	f := newFixture(t)
+	f.create()
+	all := f.Loads()
+	if len(all) != 1 || all[0].State != sandbox.Running || all[0].Execs != 0 || all[0].VM == "" {
+		t.Errorf("got %+v", all)
+	}
+	promised, capacity := f.Promised()
+	if promised.Sandboxes != 1 || promised.MemoryMiB != sandbox.DefaultSize.PromisedMiB() || capacity.Sandboxes != 100 {
+		t.Errorf("promised %+v of %+v", promised, capacity)
+	}
+}
