@@ -21,6 +21,9 @@ type Identity struct {
 	// DiskMiB is how much may be written to the root filesystem, and PIDs how
 	// many processes and threads programs may have together.
 	DiskMiB, PIDs int
+	// Secret, from [NewSecret], is what the agent proves to [Session.Prove] that
+	// it knows; none if it never has to.
+	Secret []byte
 }
 
 // Arm gives the VM its identity, fresh randomness and the time of this moment.
@@ -34,6 +37,7 @@ func (s *Session) Arm(ctx context.Context, id Identity) error {
 		BootId:      random(16),
 		DiskMib:     uint32(id.DiskMiB),
 		Pids:        uint32(id.PIDs),
+		Secret:      id.Secret,
 	}
 	if err := s.order(ctx, &agentv1.Request{Op: &agentv1.Request_Arm{Arm: msg}}); err != nil {
 		return fmt.Errorf("arm the VM: %w", err)

@@ -279,6 +279,7 @@ func TestHostileGreeting(t *testing.T) {
 		"version 2^31":    hello(&agentv1.HelloReply{ProtocolVersion: 1 << 31}),
 		"long build id":   hello(&agentv1.HelloReply{ProtocolVersion: 1, BuildId: strings.Repeat("x", 129)}),
 		"long name":       hello(&agentv1.HelloReply{ProtocolVersion: 1, Interpreter: strings.Repeat("/", 257)}),
+		"long proof":      hello(&agentv1.HelloReply{ProtocolVersion: 1, Proof: make([]byte, 33)}),
 		"16 KiB and more": frame(agentv1.FrameHello, make([]byte, agentv1.MaxMessage+1)),
 		"not protobuf":    frame(agentv1.FrameHello, []byte{0xff}),
 		"not UTF-8":       frame(agentv1.FrameHello, []byte{0x08, 0x01, 0x12, 0x02, 0xff, 0xfe}),

@@ -21,6 +21,7 @@ import (
 const (
 	maxBuildID     = 128
 	maxInterpreter = 256
+	maxProof       = 32
 )
 
 // maxText is how much of a guest's error text is kept, in bytes.
@@ -51,10 +52,11 @@ func causeOf(ctx context.Context, err error) error {
 	return err
 }
 
-// hello asks who the agent is, on stream, which it closes.
-func hello(ctx context.Context, stream net.Conn) (*agentv1.HelloReply, error) {
+// hello asks who the agent is, on stream, which it closes. If there is a
+// challenge, the agent is asked to answer it.
+func hello(ctx context.Context, stream net.Conn, challenge []byte) (*agentv1.HelloReply, error) {
 	req := &agentv1.Request{Op: &agentv1.Request_Hello{
-		Hello: &agentv1.Hello{ProtocolVersion: agentv1.ProtocolVersion},
+		Hello: &agentv1.Hello{ProtocolVersion: agentv1.ProtocolVersion, Challenge: challenge},
 	}}
 	defer func() { _ = stream.Close() }()
 	defer interrupt(ctx, stream)()
@@ -80,7 +82,7 @@ func readHello(stream io.Reader) (*agentv1.HelloReply, error) {
 	if v := reply.GetProtocolVersion(); v != agentv1.ProtocolVersion {
 		return nil, fmt.Errorf("%w: the agent speaks %d, emberd speaks %d", ErrVersion, v, agentv1.ProtocolVersion)
 	}
-	if len(reply.GetBuildId()) > maxBuildID || len(reply.GetInterpreter()) > maxInterpreter {
+	if len(reply.GetBuildId()) > maxBuildID || len(reply.GetInterpreter()) > maxInterpreter || len(reply.GetProof()) > maxProof {
 		return nil, fmt.Errorf("%w: hello is too long", errProtocol)
 	}
 	return reply, nil

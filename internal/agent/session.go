@@ -177,7 +177,7 @@ func (s *Session) sayHello(ctx context.Context) (*agentv1.HelloReply, error) {
 	if err != nil {
 		return nil, err
 	}
-	return hello(ctx, stream)
+	return hello(ctx, stream, nil)
 }
 
 // muxLog shows what yamux has to say to a developer.

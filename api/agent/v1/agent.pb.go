@@ -178,8 +178,11 @@ type Hello struct {
 	// The version the host speaks. The agent answers with its own; the side that
 	// does not know the other's closes the connection.
 	ProtocolVersion uint32 `protobuf:"varint,1,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// 16 to 64 bytes that the agent is to prove its secret with; none if it need
+	// not.
+	Challenge     []byte `protobuf:"bytes,2,opt,name=challenge,proto3" json:"challenge,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Hello) Reset() {
@@ -219,6 +222,13 @@ func (x *Hello) GetProtocolVersion() uint32 {
 	return 0
 }
 
+func (x *Hello) GetChallenge() []byte {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
 type HelloReply struct {
 	state           protoimpl.MessageState `protogen:"open.v1"`
 	ProtocolVersion uint32                 `protobuf:"varint,1,opt,name=protocol_version,json=protocolVersion,proto3" json:"protocol_version,omitempty"`
@@ -226,7 +236,10 @@ type HelloReply struct {
 	BuildId string `protobuf:"bytes,2,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
 	// Interpreter that runs Exec.code, as the agent read it from its kernel
 	// command line. Empty in the machine.
-	Interpreter   string `protobuf:"bytes,3,opt,name=interpreter,proto3" json:"interpreter,omitempty"`
+	Interpreter string `protobuf:"bytes,3,opt,name=interpreter,proto3" json:"interpreter,omitempty"`
+	// HMAC-SHA256 of the challenge under the secret that the VM was armed with,
+	// empty if there was no challenge or there is no secret.
+	Proof         []byte `protobuf:"bytes,4,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -280,6 +293,13 @@ func (x *HelloReply) GetInterpreter() string {
 		return x.Interpreter
 	}
 	return ""
+}
+
+func (x *HelloReply) GetProof() []byte {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
 }
 
 // Exec runs a program and streams its input and output.
@@ -664,7 +684,9 @@ type Arm struct {
 	// How much may be written to the root filesystem.
 	DiskMib uint32 `protobuf:"varint,6,opt,name=disk_mib,json=diskMib,proto3" json:"disk_mib,omitempty"`
 	// How many processes and threads programs may have together.
-	Pids          uint32 `protobuf:"varint,7,opt,name=pids,proto3" json:"pids,omitempty"`
+	Pids uint32 `protobuf:"varint,7,opt,name=pids,proto3" json:"pids,omitempty"`
+	// What the agent proves in Hello that it knows: 32 bytes, or none.
+	Secret        []byte `protobuf:"bytes,8,opt,name=secret,proto3" json:"secret,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -746,6 +768,13 @@ func (x *Arm) GetPids() uint32 {
 		return x.Pids
 	}
 	return 0
+}
+
+func (x *Arm) GetSecret() []byte {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
 }
 
 // WriteFile creates or replaces a regular file with the data frames that
@@ -953,14 +982,16 @@ const file_agent_proto_rawDesc = "" +
 	"\x04dial\x18\x04 \x01(\v2\x15.emberd.agent.v1.DialH\x00R\x04dial\x12+\n" +
 	"\x04warm\x18\x05 \x01(\v2\x15.emberd.agent.v1.WarmH\x00R\x04warm\x12(\n" +
 	"\x03arm\x18\x06 \x01(\v2\x14.emberd.agent.v1.ArmH\x00R\x03armB\x04\n" +
-	"\x02op\"2\n" +
+	"\x02op\"P\n" +
 	"\x05Hello\x12)\n" +
-	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\"t\n" +
+	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\x12\x1c\n" +
+	"\tchallenge\x18\x02 \x01(\fR\tchallenge\"\x8a\x01\n" +
 	"\n" +
 	"HelloReply\x12)\n" +
 	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\x12\x19\n" +
 	"\bbuild_id\x18\x02 \x01(\tR\abuildId\x12 \n" +
-	"\vinterpreter\x18\x03 \x01(\tR\vinterpreter\"|\n" +
+	"\vinterpreter\x18\x03 \x01(\tR\vinterpreter\x12\x14\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\"|\n" +
 	"\x04Exec\x12\x14\n" +
 	"\x04code\x18\x01 \x01(\fH\x00R\x04code\x124\n" +
 	"\acommand\x18\x02 \x01(\v2\x18.emberd.agent.v1.CommandH\x00R\acommand\x12\x1d\n" +
@@ -985,7 +1016,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x06memory\x18\x01 \x01(\bR\x06memory\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\bR\x04disk\x12\x12\n" +
 	"\x04pids\x18\x03 \x01(\bR\x04pids\"\x06\n" +
-	"\x04Warm\"\xc6\x01\n" +
+	"\x04Warm\"\xde\x01\n" +
 	"\x03Arm\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x12\"\n" +
 	"\rclock_unix_ns\x18\x02 \x01(\x03R\vclockUnixNs\x12\x1a\n" +
@@ -994,7 +1025,8 @@ const file_agent_proto_rawDesc = "" +
 	"machine_id\x18\x04 \x01(\fR\tmachineId\x12\x17\n" +
 	"\aboot_id\x18\x05 \x01(\fR\x06bootId\x12\x19\n" +
 	"\bdisk_mib\x18\x06 \x01(\rR\adiskMib\x12\x12\n" +
-	"\x04pids\x18\a \x01(\rR\x04pids\"3\n" +
+	"\x04pids\x18\a \x01(\rR\x04pids\x12\x16\n" +
+	"\x06secret\x18\b \x01(\fR\x06secret\"3\n" +
 	"\tWriteFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\":\n" +

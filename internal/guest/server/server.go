@@ -16,6 +16,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -71,6 +72,8 @@ type Server struct {
 	procs *proc.Runner
 	ahead *warm.Interpreter // nil if there is none
 	gate  gate
+	// secret is what the VM was armed with, nil before.
+	secret atomic.Pointer[[]byte]
 }
 
 // New returns a server.
@@ -174,11 +177,16 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 	}
 	switch op := req.GetOp().(type) {
 	case *agentv1.Request_Hello:
+		proof, err := s.prove(op.Hello.GetChallenge())
+		if err != nil {
+			return err
+		}
 		last()
 		return w.WriteMessage(agentv1.FrameHello, &agentv1.HelloReply{
 			ProtocolVersion: agentv1.ProtocolVersion,
 			BuildId:         s.cfg.BuildID,
 			Interpreter:     s.cfg.Interpreter.Path,
+			Proof:           proof,
 		})
 	case *agentv1.Request_Warm:
 		if err := s.warm(ctx); err != nil {
@@ -225,12 +233,32 @@ func (s *Server) arm(id *agentv1.Arm) error {
 		return errors.New("this VM cannot be armed")
 	}
 	return s.gate.arm(func() error {
-		err := s.cfg.Arm(id)
-		if err == nil && s.ahead != nil {
+		if n := len(id.GetSecret()); n != 0 && n != agentv1.SecretSize {
+			return fmt.Errorf("a secret of %d bytes", n)
+		}
+		if err := s.cfg.Arm(id); err != nil {
+			return err
+		}
+		secret := id.GetSecret()
+		s.secret.Store(&secret)
+		if s.ahead != nil {
 			s.ahead.Renew()
 		}
-		return err
+		return nil
 	})
+}
+
+// prove answers a challenge. Without one, and without a secret, there is nothing
+// to say.
+func (s *Server) prove(challenge []byte) ([]byte, error) {
+	secret := s.secret.Load()
+	if len(challenge) == 0 || secret == nil || len(*secret) == 0 {
+		return nil, nil
+	}
+	if n := len(challenge); n < agentv1.MinChallenge || n > agentv1.MaxChallenge {
+		return nil, fmt.Errorf("a challenge of %d bytes", n)
+	}
+	return agentv1.Prove(*secret, challenge), nil
 }
 
 func readRequest(stream net.Conn) (*agentv1.Request, error) {
