@@ -1,23 +1,22 @@
 package main
 
 import (
-	"github.com/spf13/pflag"
-
+	"github.com/emberd/emberd/internal/config"
 	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// limitFlags adds the flags for what sandboxes are granted: each limit has a
-// default and a ceiling, and all sandboxes together have a capacity.
-func limitFlags(f *pflag.FlagSet, cfg *daemon.Config) {
+// limitSettings adds what sandboxes are granted: each limit has a default and a
+// ceiling, and all sandboxes together have a capacity.
+func limitSettings(t *config.Table, cfg *daemon.Config) {
 	for _, g := range []struct {
-		prefix, usage string
-		limits        *sandbox.Limits
+		title, prefix, usage string
+		limits               *sandbox.Limits
 	}{
-		{"default-", " of a sandbox that asks for none", &cfg.Limits.Default},
-		{"max-", " at most, for one sandbox", &cfg.Limits.Ceiling},
+		{"What a sandbox has that asks for nothing", "default-", " of a sandbox that asks for none", &cfg.Limits.Default},
+		{"What a sandbox may ask for", "max-", " at most, for one sandbox", &cfg.Limits.Ceiling},
 	} {
-		l := g.limits
+		f, l := t.Section(g.title), g.limits
 		f.IntVar(&l.VCPUs, g.prefix+"vcpus", l.VCPUs, "virtual CPUs"+g.usage)
 		f.IntVar(&l.MemoryMiB, g.prefix+"memory", l.MemoryMiB, "memory in MiB"+g.usage)
 		f.IntVar(&l.PIDs, g.prefix+"pids", l.PIDs, "processes and threads"+g.usage)
@@ -27,8 +26,10 @@ func limitFlags(f *pflag.FlagSet, cfg *daemon.Config) {
 		f.IntVar(&l.Execs, g.prefix+"execs", l.Execs, "programs at a time"+g.usage)
 		f.IntVar(&l.OutputBytes, g.prefix+"output", l.OutputBytes, "bytes kept of each output stream"+g.usage)
 	}
-	c := &cfg.Capacity
+	f, c := t.Section("What all sandboxes have together"), &cfg.Capacity
 	f.IntVar(&c.Sandboxes, "capacity-sandboxes", c.Sandboxes, "how many sandboxes there may be")
 	f.IntVar(&c.MemoryMiB, "capacity-memory", c.MemoryMiB, "memory in MiB that all sandboxes may take together, VMMs included")
 	f.IntVar(&c.VCPUs, "capacity-vcpus", c.VCPUs, "virtual CPUs that all sandboxes may have together")
+	t.Derive("capacity-memory", "the host's less 512 MiB", "15360")
+	t.Derive("capacity-vcpus", "32 for each of the host's CPUs", "256")
 }

@@ -19,7 +19,7 @@ func TestLimitsAreDocumented(t *testing.T) {
 		t.Fatal(err)
 	}
 	doc := string(b)
-	flags := newCmd().Flags()
+	flags := newCmd().PersistentFlags()
 	flags.VisitAll(func(f *pflag.Flag) {
 		for _, prefix := range []string{"default-", "max-", "capacity-"} {
 			if strings.HasPrefix(f.Name, prefix) && !strings.Contains(doc, "`--"+f.Name+"`") {

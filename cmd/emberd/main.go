@@ -7,11 +7,14 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
 
+	"github.com/emberd/emberd/internal/config"
 	"github.com/emberd/emberd/internal/daemon"
+	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/version"
 )
 
@@ -24,6 +27,10 @@ and cgroup v2, and what "emberctl setup" installs.
 The API is served on 127.0.0.1 and on a Unix socket that root may use. Once
 "emberctl key create" has made an API key, TCP asks for one; the socket does
 not. An address that other hosts can reach takes keys and TLS.
+
+Every setting can be given as a flag, as an environment variable (--max-memory
+is EMBERD_MAX_MEMORY) or in a file, in which it has the flag's name; what comes
+first here wins. "emberd config explain" says what is in force, and why.
 
 On SIGINT or SIGTERM it deletes every sandbox and exits.`
 
@@ -42,49 +49,85 @@ func main() {
 	// The first signal asks, the second one ends the process at once.
 	context.AfterFunc(ctx, stop)
 	if err := newCmd().ExecuteContext(ctx); err != nil {
-		fmt.Fprintf(os.Stderr, "emberd: %v\n", err)
+		// An error that is several has a line for each.
+		fmt.Fprintf(os.Stderr, "emberd: %s\n", strings.ReplaceAll(err.Error(), "\n", "\nemberd: "))
 		os.Exit(1)
 	}
 }
 
+// program is what emberd has been told.
+type program struct {
+	cfg      daemon.Config
+	level    slog.Level
+	settings *config.Table
+	file     string
+}
+
+// newProgram returns an emberd that has been told nothing.
+func newProgram() *program {
+	p := &program{cfg: daemon.NewConfig()}
+	p.settings = settings(&p.cfg, &p.level)
+	return p
+}
+
 func newCmd() *cobra.Command {
-	cfg := daemon.NewConfig()
-	level := slog.LevelInfo
+	p := newProgram()
 	cmd := &cobra.Command{
-		Use:           "emberd",
-		Short:         "Serve jailed Firecracker microVMs over HTTP",
-		Long:          help,
-		Example:       example,
-		Version:       version.Version,
-		Args:          cobra.NoArgs,
-		SilenceErrors: true,
-		SilenceUsage:  true,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			if !cmd.Flags().Changed("socket") {
-				cfg.Socket = cfg.RunDir.Socket()
-			}
-			if !cmd.Flags().Changed("pool") {
-				cfg.Pool = daemon.DefaultPool(cfg)
-			}
-			cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-			d, err := daemon.New(cmd.Context(), cfg)
-			if err != nil {
-				return err
-			}
-			return d.Run(cmd.Context())
-		},
+		Use:               "emberd",
+		Short:             "Serve jailed Firecracker microVMs over HTTP",
+		Long:              help,
+		Example:           example,
+		Version:           version.Version,
+		Args:              cobra.NoArgs,
+		SilenceErrors:     true,
+		SilenceUsage:      true,
+		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
+		RunE:              func(cmd *cobra.Command, _ []string) error { return p.serve(cmd.Context()) },
 	}
-	f := cmd.Flags()
-	listenFlags(f, &cfg)
-	f.StringVar((*string)(&cfg.DataDir), "data-dir", string(cfg.DataDir), "where kernel, packs and jails are kept")
-	f.StringVar((*string)(&cfg.RunDir), "run-dir", string(cfg.RunDir), "where the state of running sandboxes is kept")
-	f.StringVar(&cfg.Init, "init", cfg.Init, "the emberd-init executable that becomes PID 1 of every guest")
-	limitFlags(f, &cfg)
-	poolFlag(f, &cfg.Pool)
-	f.TextVar(&cfg.Users, "vmm-users", cfg.Users, "the user ids, and group ids, that VMMs are given: FIRST-LAST")
-	f.DurationVar(&cfg.BootTimeout, "boot-timeout", cfg.BootTimeout, "how long a microVM may take to become ready")
-	f.BoolVar(&cfg.Templates, "templates", cfg.Templates, "restore microVMs from templates instead of booting each")
-	f.IntVar(&cfg.Shells, "shells", cfg.Shells, "how many VMMs to keep ready, in jails of their own, for microVMs to be restored in")
-	f.TextVar(&level, "log-level", level, "log what is at least this important: debug, info, warn or error")
+	f := cmd.PersistentFlags()
+	f.StringVar(&p.file, "config", "", "file of settings ($EMBERD_CONFIG); by default "+paths.DefaultConfig+" if there is one")
+	p.settings.AddTo(f)
+	cmd.SetUsageFunc(p.usage)
+	cmd.AddCommand(newConfigCmd(p))
 	return cmd
+}
+
+// serve runs the daemon until ctx ends.
+func (p *program) serve(ctx context.Context) error {
+	if err := p.load(); err != nil {
+		return err
+	}
+	p.cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: p.level}))
+	d, err := daemon.New(ctx, p.cfg)
+	if err != nil {
+		return err
+	}
+	return d.Run(ctx)
+}
+
+// usage prints what follows a command's description in its help. The settings are
+// too many for one list, and only emberd itself lists them.
+func (p *program) usage(cmd *cobra.Command) error {
+	w := cmd.OutOrStderr()
+	_, _ = fmt.Fprintf(w, "Usage:\n  %s\n", cmd.UseLine())
+	if cmd.HasExample() {
+		_, _ = fmt.Fprintf(w, "\nExamples:\n%s\n", cmd.Example)
+	}
+	if cmd.HasAvailableSubCommands() {
+		_, _ = fmt.Fprintf(w, "\nCommands:\n")
+		for _, sub := range cmd.Commands() {
+			if sub.IsAvailableCommand() {
+				_, _ = fmt.Fprintf(w, "  %-10s %s\n", sub.Name(), sub.Short)
+			}
+		}
+	}
+	_, _ = fmt.Fprintf(w, "\nFlags:\n")
+	flags := cmd.LocalNonPersistentFlags()
+	flags.AddFlag(cmd.Root().PersistentFlags().Lookup("config"))
+	settings := p.settings.Usage()
+	if cmd.HasParent() {
+		settings = fmt.Sprintf("\nThe flags for settings, which `%s --help` lists, are taken as well.\n", cmd.Root().Name())
+	}
+	_, err := fmt.Fprint(w, flags.FlagUsages(), settings)
+	return err
 }

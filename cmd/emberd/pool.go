@@ -16,7 +16,7 @@ import (
 // once for each pack.
 func poolFlag(f *pflag.FlagSet, bounds *map[string]pool.Bounds) {
 	f.Var(poolValue{bounds}, "pool", "keep N microVMs of a pack ready, and up to MAX (default twice N) when they are asked for faster; "+
-		"0 for none. Without this flag up to 4 of the pack python are kept")
+		"0 for none")
 }
 
 // poolValue is a map of bounds as the value of a flag.
@@ -34,6 +34,26 @@ func (v poolValue) String() string {
 		all = append(all, fmt.Sprintf("%s=%d:%d", name, b.Min, b.Max))
 	}
 	return strings.Join(all, ",")
+}
+
+// Append, Replace and GetSlice make it a list, as files and the environment have
+// it.
+func (v poolValue) Append(s string) error { return v.Set(s) }
+
+// Replace forgets what there was.
+func (v poolValue) Replace(all []string) error {
+	*v.bounds = make(map[string]pool.Bounds)
+	for _, s := range all {
+		if err := v.Set(s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// GetSlice returns the bounds one by one.
+func (v poolValue) GetSlice() []string {
+	return strings.FieldsFunc(v.String(), func(r rune) bool { return r == ',' })
 }
 
 func (v poolValue) Set(s string) error {

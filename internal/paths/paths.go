@@ -15,6 +15,10 @@ const (
 	DefaultRun  = "/run/emberd"
 )
 
+// DefaultConfig is the file that a daemon which was told of no other reads its
+// settings from, if it is there.
+const DefaultConfig = "/etc/emberd/emberd.toml"
+
 // UserLocks is where the daemons of a host, whatever their own directories are,
 // lock the user ids that they give to VMMs.
 const UserLocks = DefaultRun + "/users"
