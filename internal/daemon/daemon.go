@@ -11,8 +11,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"runtime"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/api/rest"
@@ -29,6 +31,7 @@ import (
 	"github.com/emberd/emberd/internal/provision/template"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
+	"github.com/emberd/emberd/internal/telemetry"
 	"github.com/emberd/emberd/internal/version"
 	"github.com/emberd/emberd/internal/x/cleanup"
 )
@@ -39,6 +42,8 @@ type Daemon struct {
 	log       *slog.Logger
 	engine    *engine.Engine
 	templates *template.Templates // nil if there are none
+	telemetry *telemetry.Telemetry
+	vmms      *telemetry.VMMs // nil if VMMs are not in the jail
 	api       *httpapi.API
 	listeners *listeners
 	// release gives back what New took: locks, listeners.
@@ -48,7 +53,7 @@ type Daemon struct {
 // New checks everything a daemon needs and takes its locks and its listeners.
 // The caller runs the daemon or closes it.
 func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
-	d := &Daemon{cfg: cfg, log: cfg.Log}
+	d := &Daemon{cfg: cfg, log: cfg.Log, telemetry: telemetry.New(prometheus.NewRegistry(), version.Version, nil)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.release.Unwind(ctx))
@@ -94,18 +99,19 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	ready := d.openPool(source, kept, foreground)
 	d.engine, err = engine.New(engine.Config{
 		Packs: packs, Provisioner: ready, Store: records, Limits: cfg.Limits, Capacity: capacity,
-		Foreground: foreground, Log: cfg.Log, Faults: cfg.Faults,
+		Foreground: foreground, Events: d.telemetry, Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if err != nil {
 		return nil, err
 	}
 	d.release.Add("engine", d.engine.Close)
+	d.telemetry.Watch(d.sources(ready))
 	var templates httpapi.Templates // nil, not a nil of another type
 	if d.templates != nil {
 		templates = templateAPI{d.templates, packs}
 	}
 	d.api = httpapi.New(httpapi.Config{
-		Engine: d.engine, Templates: templates, Log: cfg.Log,
+		Engine: d.engine, Templates: templates, Telemetry: d.telemetry, Stats: d.stats, Log: cfg.Log,
 		Info: func() rest.Info {
 			now := info
 			now.Pool = describePool(ready)
@@ -158,6 +164,7 @@ func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Lau
 		return nil, err
 	}
 	d.release.Add("jail", func(context.Context) error { return j.Close() })
+	d.vmms = telemetry.NewVMMs(os.DirFS("/"), j.Cgroup())
 	return jailed{j}, nil
 }
 
@@ -186,7 +193,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.log.Info("emberd is ready", "addrs", d.listeners.addrs(), "data_dir", d.cfg.DataDir, "version", version.Version)
 	err := d.listeners.serve(ctx, d.api, func() error {
 		d.log.Info("emberd is shutting down")
-		// The requests that wait for the sandboxes get their answer.
+		// The requests that wait for the sandboxes get their answer, and those that
+		// follow events hear of the last ones.
+		defer d.telemetry.Close()
 		return d.engine.Close(ctx)
 	})
 	return errors.Join(err, d.Close(ctx))

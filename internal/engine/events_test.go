@@ -57,7 +57,7 @@ func TestEventsTellALife(t *testing.T) {
 		want []string
 	}{
 		"programs":  {[]func(*fixture, sandbox.ID){run("true", 0), run("exit 3", 0), remove}, []string{"exec ok", "exec failed", "deleted request"}},
-		"timed out": {[]func(*fixture, sandbox.ID){run("sleep 100", 50 * time.Millisecond), remove}, []string{"exec timed_out", "deleted request"}},
+		"timed out": {[]func(*fixture, sandbox.ID){run("sleep 100", 50*time.Millisecond), remove}, []string{"exec timed_out", "deleted request"}},
 		"lost": {[]func(*fixture, sandbox.ID){func(f *fixture, _ sandbox.ID) {
 			_ = syscall.Kill(f.launcher.Running()[0], syscall.SIGKILL)
 		}}, []string{"lost vmm_ended"}},

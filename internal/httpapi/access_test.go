@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -117,7 +118,7 @@ func TestEveryRouteAsksForAKey(t *testing.T) {
 			}
 			var log testenv.Log
 			a := unguarded(&fakeEngine{}, nil, &log)
-			walk := append(a.routes(),
+			walk := append(slices.Concat(a.routes(), a.operatorRoutes()),
 				route{method: "GET", path: "/openapi.json"}, route{method: "GET", path: "/nothing"},
 				route{method: "PUT", path: "/healthz"}, route{method: "GET", path: "//healthz"}, route{method: "GET", path: "/healthz/"})
 			for _, rt := range walk {
@@ -140,7 +141,8 @@ func TestEveryRouteAsksForAKey(t *testing.T) {
 }
 
 func TestOnlyHealthIsOpen(t *testing.T) {
-	for _, rt := range unguarded(&fakeEngine{}, nil, &testenv.Log{}).routes() {
+	a := unguarded(&fakeEngine{}, nil, &testenv.Log{})
+	for _, rt := range slices.Concat(a.routes(), a.templateRoutes(), a.operatorRoutes()) {
 		if rt.open != (rt.path == "/healthz") {
 			t.Errorf("%s %s: open %v", rt.method, rt.path, rt.open)
 		}

@@ -73,10 +73,10 @@ func (a *API) handler(rt route) http.Handler {
 		switch {
 		case err != nil:
 			a.fail(w, r, err)
-		case rt.out == nil:
+		case out == nil:
 			a.send(w, r, rt.status, nil)
 		default:
-			a.writeJSON(w, r, rt.status, out)
+			a.write(w, r, rt.status, out)
 		}
 	})
 }
@@ -111,27 +111,48 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if wait := retryAfter(code); wait != "" {
 		w.Header().Set("Retry-After", wait)
 	}
-	a.writeJSON(w, r, status, rest.Error{Message: msg, Code: string(code)})
+	a.write(w, r, status, rest.Error{Message: msg, Code: string(code)})
 }
 
-// writeJSON answers r with v.
-func (a *API) writeJSON(w http.ResponseWriter, r *http.Request, status int, v any) {
-	if res, ok := v.(execAnswer); ok {
-		w.Header().Set("Content-Type", "application/json")
-		_ = res.writeTo(a.begin(w, r, status))
-		return
+// document is an answer that is no JSON.
+type document struct {
+	contentType string
+	body        []byte
+}
+
+// stream is an answer that is written as it comes to be.
+type stream struct {
+	contentType string
+	write       func(out *answer) error
+}
+
+// write answers r with v, as JSON unless its type says otherwise. That a client
+// does not take it all is its own loss.
+func (a *API) write(w http.ResponseWriter, r *http.Request, status int, v any) {
+	switch v := v.(type) {
+	case execAnswer:
+		w.Header().Set("Content-Type", jsonType)
+		_ = v.writeTo(a.begin(w, r, status))
+	case stream:
+		w.Header().Set("Content-Type", v.contentType)
+		_ = v.write(a.begin(w, r, status))
+	case document:
+		w.Header().Set("Content-Type", v.contentType)
+		w.Header().Set("Content-Length", strconv.Itoa(len(v.body)))
+		_, _ = a.begin(w, r, status).Write(v.body)
+	default:
+		b, err := marshal(v)
+		if err != nil {
+			panic(err) // the API's types hold nothing that JSON cannot
+		}
+		a.send(w, r, status, b)
 	}
-	b, err := marshal(v)
-	if err != nil {
-		panic(err) // the API's types hold nothing that JSON cannot
-	}
-	a.send(w, r, status, b)
 }
 
 // send answers r with body, which is JSON or nothing.
 func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body []byte) {
 	if body != nil {
-		w.Header().Set("Content-Type", "application/json")
+		w.Header().Set("Content-Type", jsonType)
 		w.Header().Set("Content-Length", strconv.Itoa(len(body)))
 	}
 	_, _ = a.begin(w, r, status).Write(body)
@@ -139,6 +160,7 @@ func (a *API) send(w http.ResponseWriter, r *http.Request, status int, body []by
 
 // begin begins the answer to r and returns what writes the rest of it.
 func (a *API) begin(w http.ResponseWriter, r *http.Request, status int) *answer {
+	a.telemetry.Answered(r.Pattern, status)
 	h := w.Header()
 	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Cross-Origin-Resource-Policy", "same-origin")

@@ -10,8 +10,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/telemetry"
 	"github.com/emberd/emberd/internal/testenv"
 )
 
@@ -96,6 +99,14 @@ func (e *fakeEngine) Inspect(id sandbox.ID) (sandbox.Sandbox, sandbox.Jail, erro
 	return sb, knownJail, err
 }
 
+var knownStats = rest.Stats{
+	Sandboxes: []rest.Usage{{
+		ID: knownID, LanguagePack: "python", State: "running", BootPath: "pool", CreatedAt: known.CreatedAt, ExpiresAt: known.ExpiresAt,
+		Execs: 1, MemoryMiB: 256, PID: 4711, CPUUS: 1500, OwnBytes: 4096, SharedBytes: 8192,
+	}},
+	Total: rest.Total{VMMs: 2, OwnBytes: 5000, SharedBytes: 9000, PromisedMiB: 320, CapacityMiB: 7000},
+}
+
 func (e *fakeEngine) List() []sandbox.Sandbox {
 	if e.err != nil {
 		return nil
@@ -114,7 +125,7 @@ func newLoggedAPI(e *fakeEngine, ready error, log *testenv.Log) http.Handler {
 
 func unguarded(e *fakeEngine, ready error, log *testenv.Log) *API {
 	return New(Config{
-		Engine: e,
+		Engine: e, Telemetry: telemetry.New(prometheus.NewRegistry(), "1.2.3", nil), Stats: func() rest.Stats { return knownStats },
 		Info: func() rest.Info {
 			return rest.Info{
 				GuestRAMMiB: 256, GuestVCPUs: 1, BootPath: "cold-boot", Packs: []string{"python", "shell"},

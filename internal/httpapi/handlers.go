@@ -19,6 +19,8 @@ import (
 type API struct {
 	engine    Engine
 	templates Templates
+	telemetry Telemetry
+	stats     func() rest.Stats
 	info      func() rest.Info
 	limits    sandbox.Policy
 	ready     func() error

@@ -18,6 +18,8 @@ import (
 	"net/http"
 	"slices"
 
+	"github.com/danielgtaylor/huma/v2"
+
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
 )
@@ -44,6 +46,9 @@ type Config struct {
 	Engine Engine
 	// Templates is nil where there are none.
 	Templates Templates
+	Telemetry Telemetry
+	// Stats returns what sandboxes use.
+	Stats func() rest.Stats
 	// Info describes the daemon.
 	Info func() rest.Info
 	// Limits are what each sandbox is granted.
@@ -56,11 +61,12 @@ type Config struct {
 // New returns the API. It may be used by any number of goroutines.
 func New(cfg Config) *API {
 	a := &API{
-		engine: cfg.Engine, templates: cfg.Templates, limits: cfg.Limits, info: cfg.Info, ready: cfg.Ready, log: cfg.Log,
+		engine: cfg.Engine, templates: cfg.Templates, telemetry: cfg.Telemetry, stats: cfg.Stats,
+		limits: cfg.Limits, info: cfg.Info, ready: cfg.Ready, log: cfg.Log,
 		mux: http.NewServeMux(), open: make(map[string]bool),
 		bodyGrace: bodyGrace, writeGrace: writeGrace,
 	}
-	routes := slices.Concat(a.routes(), a.templateRoutes())
+	routes := slices.Concat(a.routes(), a.templateRoutes(), a.operatorRoutes())
 	for _, rt := range routes {
 		pattern := rt.method + " " + rt.path
 		a.mux.Handle(pattern, a.handler(rt))
@@ -84,8 +90,12 @@ type route struct {
 	// body may be left out when inOptional is set.
 	in         any
 	inOptional bool
-	// out is a zero value of the answer's JSON body, nil if it has none.
+	// query are the parameters that the URL may have.
+	query []*huma.Param
+	// out is a zero value of the answer's JSON body, nil if it has none, and media
+	// the type of one that is no JSON, "" if there is no such answer.
 	out    any
+	media  string
 	status int            // of a success
 	errors []sandbox.Code // besides those that any route can end in
 

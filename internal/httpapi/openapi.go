@@ -21,8 +21,8 @@ const apiVersion = "1"
 
 const description = `Runs unvetted code in Firecracker microVMs.
 
-Requests need no content type. Every answer of an operation is JSON, errors
-included. A key is asked for where the daemon has some, except on its Unix socket.
+Requests need no content type. Answers are JSON unless their operation says
+otherwise, and errors always are. A key is asked for where the daemon has some, except on its Unix socket.
 
 Besides the errors named at each operation, any request can be answered with 403
 or 421, when a web page may have caused it, with 414 when its query is longer
@@ -88,7 +88,7 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 		Summary: rt.summary, Description: rt.doc,
 		Responses: map[string]*huma.Response{strconv.Itoa(rt.status): {
 			Description: http.StatusText(rt.status),
-			Content:     content(schemas, rt.out),
+			Content:     content(schemas, rt.out, rt.media),
 		}},
 	}
 	for _, m := range pathParam.FindAllStringSubmatch(rt.path, -1) {
@@ -97,8 +97,12 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 			Example: "sb_a1b2c3d4e5f6",
 		})
 	}
+	for _, p := range rt.query {
+		p.In = "query"
+		op.Parameters = append(op.Parameters, p)
+	}
 	if rt.in != nil {
-		op.RequestBody = &huma.RequestBody{Required: !rt.inOptional, Content: content(schemas, rt.in)}
+		op.RequestBody = &huma.RequestBody{Required: !rt.inOptional, Content: content(schemas, rt.in, "")}
 	}
 	codes := append(slices.Clone(rt.errors), sandbox.CodeInternal)
 	if rt.open {
@@ -115,10 +119,10 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 		}
 		op.Responses[status] = &huma.Response{
 			Description: "code " + string(code),
-			Content:     content(schemas, rest.Error{}),
+			Content:     content(schemas, rest.Error{}, ""),
 		}
 	}
-	op.Responses["default"] = &huma.Response{Description: "what any request can end in", Content: content(schemas, rest.Error{})}
+	op.Responses["default"] = &huma.Response{Description: "what any request can end in", Content: content(schemas, rest.Error{}, "")}
 	for _, code := range rt.errors {
 		if retryAfter(code) != "" {
 			op.Responses[strconv.Itoa(statusOf(code))].Headers = map[string]*huma.Param{"Retry-After": {
@@ -130,11 +134,19 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 	return op
 }
 
-// content is a JSON body of v's type, or nothing.
-func content(schemas huma.Registry, v any) map[string]*huma.MediaType {
-	if v == nil {
-		return nil
+// content is a JSON body of v's type, text of another media type, either, or
+// nothing.
+func content(schemas huma.Registry, v any, media string) map[string]*huma.MediaType {
+	var types map[string]*huma.MediaType
+	if v != nil {
+		t := reflect.TypeOf(v)
+		types = map[string]*huma.MediaType{jsonType: {Schema: schemas.Schema(t, true, t.Name())}}
 	}
-	t := reflect.TypeOf(v)
-	return map[string]*huma.MediaType{jsonType: {Schema: schemas.Schema(t, true, t.Name())}}
+	if media != "" {
+		if types == nil {
+			types = map[string]*huma.MediaType{}
+		}
+		types[media] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}}
+	}
+	return types
 }

@@ -107,6 +107,9 @@ func Open(ctx context.Context, cfg Config) (_ *Jailer, err error) {
 	return j, nil
 }
 
+// Cgroup is the cgroup whose children hold a VMM each, as in /proc/PID/cgroup.
+func (j *Jailer) Cgroup() string { return "/" + j.cgroups.name }
+
 func (j *Jailer) prepare(ctx context.Context) (err error) {
 	if j.cgroups, err = openCgroups(cgroupRoot, cgroupName(j.cfg.Dir)); err != nil {
 		return err

@@ -166,8 +166,9 @@ func (p *Pool) take(req provision.Request) (vm *provision.VM, why string) {
 // Status is how one stock stands, and what became of it since the daemon began.
 type Status struct {
 	Stock Stock
-	// Ready VMs are waiting; Target is how many there should be now.
-	Ready, Target int
+	// Ready VMs are waiting, Busy ones are being made or cleared; Target is how many
+	// should wait now.
+	Ready, Busy, Target int
 	// Hits and Misses are requests that found one, or none. Failures are refills
 	// that failed and VMs that ended while they waited.
 	Hits, Misses, Refills, Failures int64
@@ -180,7 +181,7 @@ func (p *Pool) Status() []Status {
 	all := make([]Status, len(p.shelves))
 	for i, s := range p.shelves {
 		all[i] = s.counts
-		all[i].Stock, all[i].Ready, all[i].Target = s.stock, len(s.waiting), s.target
+		all[i].Stock, all[i].Ready, all[i].Busy, all[i].Target = s.stock, len(s.waiting), s.apart, s.target
 	}
 	return all
 }

@@ -137,11 +137,20 @@ func (s *Templates) obtain(j *job, p pack.Pack, size sandbox.Size, after <-chan 
 			return t, err
 		}
 		s.cfg.Log.Error("template is refused", "pack", p.Name, "template", key.ID(), "err", err)
+		s.count(func(c *Counts) { c.Refused++ })
 		if err := remove(dir); err != nil {
 			return nil, err
 		}
 	}
-	return s.build(ctx, j, dir, key, p)
+	t, err := s.build(ctx, j, dir, key, p)
+	s.count(func(c *Counts) {
+		if err == nil {
+			c.Builds++
+		} else {
+			c.Failures++
+		}
+	})
+	return t, err
 }
 
 // build makes a template in dir. On error nothing is left of it.

@@ -41,6 +41,28 @@ type Info struct {
 	Bytes, Apparent int64
 }
 
+// Counts are what became of templates since the daemon began.
+type Counts struct {
+	// Builds were made and Failures were not; Refused were not what they had been
+	// when they were made.
+	Builds, Failures, Refused int64
+	// FailedRestores are microVMs that could not be restored.
+	FailedRestores int64
+}
+
+// Counts returns what became of templates since the daemon began.
+func (s *Templates) Counts() Counts {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.counts
+}
+
+func (s *Templates) count(add func(*Counts)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	add(&s.counts)
+}
+
 // List returns all templates, by pack and size.
 func (s *Templates) List() []Info {
 	infos := s.stored()

@@ -74,8 +74,9 @@ type Templates struct {
 	// building is held by who makes or verifies a template: one at a time.
 	building sync.Mutex
 
-	mu    sync.Mutex
-	slots map[slotKey]*slot
+	mu     sync.Mutex
+	slots  map[slotKey]*slot
+	counts Counts
 }
 
 // slotKey is what a create asks for.
@@ -241,12 +242,14 @@ func (s *Templates) suspect(t *template, err error) {
 	s.cfg.Log.Warn("restore failed", "pack", t.Pack, "template", t.Key.ID(), "err", err)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.counts.FailedRestores++
 	sl := s.slots[slotKey{t.Pack, t.Key.Size}]
 	if sl.template != t {
 		return
 	}
 	sl.suspect++
 	if _, tampered := errors.AsType[*tamperedError](err); tampered || sl.suspect == maxSuspect {
+		s.counts.Refused++
 		s.cfg.Log.Error("template is discarded", "pack", t.Pack, "template", t.Key.ID(), "err", err)
 		s.discard(sl)
 	}
