@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"syscall"
@@ -93,6 +94,11 @@ func run(interpreter string) error {
 			return fmt.Errorf("command line: %w", err)
 		}
 	}
+	if cfg.Memory, err = boot.KeptOutput(); err != nil {
+		return err
+	}
+	// What is kept is not garbage, but would let as much garbage pile up.
+	debug.SetMemoryLimit(int64(boot.ReservedMemory + cfg.Memory))
 	agent := server.New(cfg)
 	l, err := vsock.Listen(agentv1.Port)
 	if err != nil {

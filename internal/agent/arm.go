@@ -60,16 +60,7 @@ func (s *Session) order(ctx context.Context, req *agentv1.Request) error {
 	if err != nil {
 		return err
 	}
-	return order(ctx, stream, req)
-}
-
-func order(ctx context.Context, stream net.Conn, req *agentv1.Request) error {
-	defer func() { _ = stream.Close() }()
-	defer interrupt(ctx, stream)()
-	if err := agentv1.NewFrameWriter(stream).WriteMessage(agentv1.FrameRequest, req); err != nil {
-		return causeOf(ctx, err)
-	}
-	return causeOf(ctx, readDone(stream))
+	return ask(ctx, stream, req, func(stream net.Conn) error { return readDone(stream) })
 }
 
 func random(n int) []byte {

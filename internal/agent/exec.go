@@ -36,6 +36,9 @@ type Command struct {
 	Dir string
 	// Timeout is a wall-clock limit; zero means none.
 	Timeout time.Duration
+	// ID names a program that goes on, under its limit, when nobody listens any
+	// more; see [Session.ExecState]. One without ends then.
+	ID string
 }
 
 // Stdio is where a program's input comes from and where its output goes. Nil
@@ -76,8 +79,8 @@ type Hit struct {
 
 // Exec runs cmd on stream, which it closes. It returns how the program ended
 // once its whole output has been written to stdio. An error means that this is
-// not known. When ctx ends, or a writer of stdio fails, the program and all
-// that it started are killed.
+// not known. When ctx ends, or a writer of stdio fails, a program with an id goes
+// on without this caller, and one without is killed with all that it started.
 //
 // Exec returns when the program has ended even if a Read of Stdin still blocks.
 // That Read is left behind, and what it returns is dropped.
@@ -136,7 +139,7 @@ func exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio, fail c
 }
 
 func (c Command) request() *agentv1.Request {
-	e := &agentv1.Exec{}
+	e := &agentv1.Exec{Id: c.ID}
 	if len(c.Argv) > 0 {
 		e.Program = &agentv1.Exec_Command{Command: &agentv1.Command{Argv: c.Argv, Env: c.Env, Dir: c.Dir}}
 	} else {
@@ -209,6 +212,12 @@ func (e execReplies) exit(payload []byte) (Exit, error) {
 	if err := proto.Unmarshal(payload, &m); err != nil {
 		return Exit{}, fmt.Errorf("%w: exit: %w", errProtocol, err)
 	}
+	return judge(&m, e.limited)
+}
+
+// judge takes an exit for what it says if it can be: that of a program that has a
+// time limit, if limited is set.
+func judge(m *agentv1.Exit, limited bool) (Exit, error) {
 	hit := Hit{Memory: m.GetHit().GetMemory(), Disk: m.GetHit().GetDisk(), PIDs: m.GetHit().GetPids()}
 	if m.GetStartError() != "" {
 		if m.GetCode() != 0 || m.GetSignal() != 0 || m.GetTimedOut() || m.GetDurationUs() != 0 || m.GetWarm() {
@@ -222,7 +231,7 @@ func (e execReplies) exit(payload []byte) (Exit, error) {
 		return Exit{}, fmt.Errorf("%w: exit code %d", errProtocol, code)
 	case sig < 0 || sig > maxSignal || sig != 0 && code != 128+sig:
 		return Exit{}, fmt.Errorf("%w: exit code %d with signal %d", errProtocol, code, sig)
-	case m.GetTimedOut() && (sig == 0 || !e.limited):
+	case m.GetTimedOut() && (sig == 0 || !limited):
 		return Exit{}, fmt.Errorf("%w: a time-out that cannot be", errProtocol)
 	}
 	const maxMicroseconds = uint64((1<<63 - 1) / time.Microsecond)

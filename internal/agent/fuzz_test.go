@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -224,6 +225,103 @@ func FuzzOpen(f *testing.F) {
 		}
 		if err != nil || !conn.closed.Load() {
 			t.Fatalf("the connection is not closed: %v", err)
+		}
+	})
+}
+
+// Whatever a guest says of its programs, each that it names can be.
+func FuzzExecs(f *testing.F) {
+	f.Add([]byte("\x17\x00\x00\x00\x00"))
+	f.Add([]byte("\x17\x00\x00\x00\x13\x0a\x11\x0a\x0fex_0123456789ab"))
+	f.Add([]byte("\x17\x00\x00\x00\x1b\x0a\x19\x0a\x0fex_0123456789ab\x10\x05\x22\x02\x28\x09\x2a\x02\x10\x03"))
+	f.Add([]byte("\x16\x00\x00\x00\x07\x0a\x01x\x10\x02\x18\x05"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		stream := bytes.NewReader(in)
+		list, err := readExecs(stream)
+		if err != nil {
+			checkError(t, err)
+			if list != nil {
+				t.Fatalf("an error came with %+v", list)
+			}
+			return
+		}
+		checkTaken(t, in, stream)
+		for _, e := range list {
+			if checkID(e.ID) != nil || e.Age < 0 || e.StdinBytes < 0 ||
+				e.Stdout.First < 0 || e.Stdout.End < e.Stdout.First || e.Stderr.First < 0 || e.Stderr.End < e.Stderr.First {
+				t.Fatalf("accepted %+v", e)
+			}
+			if x := e.Exit; x != nil && (x.Code < 0 || x.Code > 255 || x.Duration < 0 || x.Duration > e.Age ||
+				x.Signal != 0 && x.Code != 128+x.Signal || x.TimedOut && x.Signal == 0 || e.StdinOpen) {
+				t.Fatalf("impossible exit %+v of %+v", x, e)
+			}
+		}
+	})
+}
+
+// A guest's word on how a program ended, from one who did not start it.
+func FuzzAwait(f *testing.F) {
+	f.Add([]byte("\x14\x00\x00\x00\x03\x28\xdd\x65"))
+	f.Add([]byte("\x16\x00\x00\x00\x05\x0a\x01x\x10\x01"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		stream := bytes.NewReader(in)
+		exit, err := readExit(stream)
+		if err != nil {
+			checkError(t, err)
+			if exit != (Exit{}) {
+				t.Fatalf("an error came with %+v", exit)
+			}
+			return
+		}
+		checkTaken(t, in, stream)
+		if exit.Code < 0 || exit.Code > 255 || exit.Duration < 0 || exit.Signal != 0 && exit.Code != 128+exit.Signal {
+			t.Fatalf("impossible exit %+v", exit)
+		}
+	})
+}
+
+// The output that a guest sends is what its data frames hold, up to the end or
+// an error.
+func FuzzOutput(f *testing.F) {
+	f.Add([]byte("\x20\x00\x00\x00\x0342\n\x21\x00\x00\x00\x00"), 2)
+	f.Add([]byte("\x20\x00\x00\x00\x01x\x16\x00\x00\x00\x07\x0a\x01x\x10\x02\x18\x05"), 100)
+	f.Add([]byte("\x20\x00\x01\x00\x01x"), 1)
+	f.Fuzz(func(t *testing.T, in []byte, chunk int) {
+		chunk = 1 + chunk&0xffff
+		conn := said{bytes.NewReader(in), new(atomic.Bool)}
+		o := &outputReader{
+			ctx: t.Context(), stream: conn, stop: func() bool { return true },
+			frames: agentv1.NewFrameReader(conn, agentv1.FrameData, agentv1.FrameEnd, agentv1.FrameError),
+		}
+		var got []byte
+		var err error
+		for buf := make([]byte, chunk); err == nil; {
+			var n int
+			n, err = o.Read(buf)
+			got = append(got, buf[:n]...)
+		}
+		if !errors.Is(err, io.EOF) {
+			checkError(t, err)
+		}
+		var want []byte
+		ended := false
+		for rest := in; len(rest) >= 5 && !ended; {
+			kind, size := agentv1.FrameType(rest[0]), binary.BigEndian.Uint32(rest[1:])
+			rest = rest[5:]
+			if kind == agentv1.FrameEnd && size == 0 {
+				ended = true
+			}
+			if kind != agentv1.FrameData || size == 0 || size > agentv1.MaxData || int(size) > len(rest) {
+				break
+			}
+			want = append(want, rest[:size]...)
+			rest = rest[size:]
+		}
+		if !bytes.Equal(got, want) || errors.Is(err, io.EOF) != ended {
+			t.Fatalf("%q with %v, want %q with an end: %v", got, err, want, ended)
+		}
+		if o.Close() != nil || !conn.closed.Load() {
+			t.Fatal("the stream is not closed")
 		}
 	})
 }

@@ -207,7 +207,7 @@ func next(frames *agentv1.FrameReader) (agentv1.FrameType, []byte, error) {
 	if err := proto.Unmarshal(payload, &m); err != nil {
 		return 0, nil, fmt.Errorf("%w: error: %w", errProtocol, err)
 	}
-	return 0, nil, fmt.Errorf("%w: %s", errGuest, printable.Head(m.GetMessage(), maxText))
+	return 0, nil, guestError(&m, fmt.Errorf("%w: %s", errGuest, printable.Head(m.GetMessage(), maxText)))
 }
 
 // expectEnd waits until the stream is over and makes sure that it brings nothing

@@ -28,7 +28,7 @@ var rank = map[string]int{
 	"internal/daemon": 9, "cmd": 10,
 
 	// Inside the guest the same numbers mean the same thing.
-	"internal/guest/boot": 2, "internal/guest/reaper": 2,
+	"internal/guest/boot": 2, "internal/guest/reaper": 2, "internal/guest/execs": 2,
 	"internal/guest/identity": 3, "internal/guest/proc": 3, "internal/guest/warm": 4,
 	"internal/guest/server": 5, "internal/guest/machine": 6,
 	"internal/agent/agenttest":    7, // runs the real guest in the test process

@@ -25,6 +25,115 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type ReadExec_Stream int32
+
+const (
+	ReadExec_STDOUT ReadExec_Stream = 0
+	ReadExec_STDERR ReadExec_Stream = 1
+)
+
+// Enum value maps for ReadExec_Stream.
+var (
+	ReadExec_Stream_name = map[int32]string{
+		0: "STDOUT",
+		1: "STDERR",
+	}
+	ReadExec_Stream_value = map[string]int32{
+		"STDOUT": 0,
+		"STDERR": 1,
+	}
+)
+
+func (x ReadExec_Stream) Enum() *ReadExec_Stream {
+	p := new(ReadExec_Stream)
+	*p = x
+	return p
+}
+
+func (x ReadExec_Stream) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (ReadExec_Stream) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (ReadExec_Stream) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[0]
+}
+
+func (x ReadExec_Stream) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use ReadExec_Stream.Descriptor instead.
+func (ReadExec_Stream) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12, 0}
+}
+
+type Error_Code int32
+
+const (
+	Error_OTHER Error_Code = 0
+	// No program has that id.
+	Error_NOT_FOUND Error_Code = 1
+	// Bytes that were asked for are gone; first tells from where on there are some.
+	Error_GONE Error_Code = 2
+	// The program has ended, or its input has.
+	Error_ENDED Error_Code = 3
+	// There is no room for that much input now.
+	Error_FULL Error_Code = 4
+	// The output is not that long.
+	Error_BEYOND Error_Code = 5
+)
+
+// Enum value maps for Error_Code.
+var (
+	Error_Code_name = map[int32]string{
+		0: "OTHER",
+		1: "NOT_FOUND",
+		2: "GONE",
+		3: "ENDED",
+		4: "FULL",
+		5: "BEYOND",
+	}
+	Error_Code_value = map[string]int32{
+		"OTHER":     0,
+		"NOT_FOUND": 1,
+		"GONE":      2,
+		"ENDED":     3,
+		"FULL":      4,
+		"BEYOND":    5,
+	}
+)
+
+func (x Error_Code) Enum() *Error_Code {
+	p := new(Error_Code)
+	*p = x
+	return p
+}
+
+func (x Error_Code) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Error_Code) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[1].Descriptor()
+}
+
+func (Error_Code) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[1]
+}
+
+func (x Error_Code) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Error_Code.Descriptor instead.
+func (Error_Code) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{20, 0}
+}
+
 // Request opens a stream: the first frame of each stream carries exactly one.
 type Request struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -36,6 +145,11 @@ type Request struct {
 	//	*Request_Dial
 	//	*Request_Warm
 	//	*Request_Arm
+	//	*Request_ListExecs
+	//	*Request_AwaitExec
+	//	*Request_ReadExec
+	//	*Request_FeedExec
+	//	*Request_SignalExec
 	Op            isRequest_Op `protobuf_oneof:"op"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -132,6 +246,51 @@ func (x *Request) GetArm() *Arm {
 	return nil
 }
 
+func (x *Request) GetListExecs() *ListExecs {
+	if x != nil {
+		if x, ok := x.Op.(*Request_ListExecs); ok {
+			return x.ListExecs
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetAwaitExec() *AwaitExec {
+	if x != nil {
+		if x, ok := x.Op.(*Request_AwaitExec); ok {
+			return x.AwaitExec
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetReadExec() *ReadExec {
+	if x != nil {
+		if x, ok := x.Op.(*Request_ReadExec); ok {
+			return x.ReadExec
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetFeedExec() *FeedExec {
+	if x != nil {
+		if x, ok := x.Op.(*Request_FeedExec); ok {
+			return x.FeedExec
+		}
+	}
+	return nil
+}
+
+func (x *Request) GetSignalExec() *SignalExec {
+	if x != nil {
+		if x, ok := x.Op.(*Request_SignalExec); ok {
+			return x.SignalExec
+		}
+	}
+	return nil
+}
+
 type isRequest_Op interface {
 	isRequest_Op()
 }
@@ -160,6 +319,26 @@ type Request_Arm struct {
 	Arm *Arm `protobuf:"bytes,6,opt,name=arm,proto3,oneof"`
 }
 
+type Request_ListExecs struct {
+	ListExecs *ListExecs `protobuf:"bytes,10,opt,name=list_execs,json=listExecs,proto3,oneof"`
+}
+
+type Request_AwaitExec struct {
+	AwaitExec *AwaitExec `protobuf:"bytes,11,opt,name=await_exec,json=awaitExec,proto3,oneof"`
+}
+
+type Request_ReadExec struct {
+	ReadExec *ReadExec `protobuf:"bytes,12,opt,name=read_exec,json=readExec,proto3,oneof"`
+}
+
+type Request_FeedExec struct {
+	FeedExec *FeedExec `protobuf:"bytes,13,opt,name=feed_exec,json=feedExec,proto3,oneof"`
+}
+
+type Request_SignalExec struct {
+	SignalExec *SignalExec `protobuf:"bytes,14,opt,name=signal_exec,json=signalExec,proto3,oneof"`
+}
+
 func (*Request_Hello) isRequest_Op() {}
 
 func (*Request_Exec) isRequest_Op() {}
@@ -171,6 +350,16 @@ func (*Request_Dial) isRequest_Op() {}
 func (*Request_Warm) isRequest_Op() {}
 
 func (*Request_Arm) isRequest_Op() {}
+
+func (*Request_ListExecs) isRequest_Op() {}
+
+func (*Request_AwaitExec) isRequest_Op() {}
+
+func (*Request_ReadExec) isRequest_Op() {}
+
+func (*Request_FeedExec) isRequest_Op() {}
+
+func (*Request_SignalExec) isRequest_Op() {}
 
 // Hello is the first request on a new connection. The reply is a HelloReply.
 type Hello struct {
@@ -312,7 +501,18 @@ type Exec struct {
 	Program isExec_Program `protobuf_oneof:"program"`
 	// Wall-clock limit in milliseconds; 0 means none. When it is reached the
 	// whole process tree is killed.
-	TimeoutMs     uint64 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	TimeoutMs uint64 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// Names the program from now on: "ex_" and 12 hex digits, chosen by the host.
+	// One with an id outlives its stream, and can be asked for by its id. One
+	// without is killed when its stream ends.
+	Id string `protobuf:"bytes,4,opt,name=id,proto3" json:"id,omitempty"`
+	// The reply is Done, once the program was started or could not be, and the
+	// stream ends. Needs an id.
+	Detach bool `protobuf:"varint,5,opt,name=detach,proto3" json:"detach,omitempty"`
+	// What a program that is detached reads first, and whether its input stays
+	// open after that.
+	Stdin         []byte `protobuf:"bytes,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	StdinOpen     bool   `protobuf:"varint,7,opt,name=stdin_open,json=stdinOpen,proto3" json:"stdin_open,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -377,6 +577,34 @@ func (x *Exec) GetTimeoutMs() uint64 {
 		return x.TimeoutMs
 	}
 	return 0
+}
+
+func (x *Exec) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Exec) GetDetach() bool {
+	if x != nil {
+		return x.Detach
+	}
+	return false
+}
+
+func (x *Exec) GetStdin() []byte {
+	if x != nil {
+		return x.Stdin
+	}
+	return nil
+}
+
+func (x *Exec) GetStdinOpen() bool {
+	if x != nil {
+		return x.StdinOpen
+	}
+	return false
 }
 
 type isExec_Program interface {
@@ -628,6 +856,492 @@ func (x *LimitsHit) GetPids() bool {
 	return false
 }
 
+// ListExecs asks what the agent knows of programs that have an id: of all of
+// them, or of one. The reply is an ExecList.
+type ListExecs struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty for all.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListExecs) Reset() {
+	*x = ListExecs{}
+	mi := &file_agent_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListExecs) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListExecs) ProtoMessage() {}
+
+func (x *ListExecs) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListExecs.ProtoReflect.Descriptor instead.
+func (*ListExecs) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ListExecs) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type ExecList struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In the order of their starts.
+	Execs         []*ExecState `protobuf:"bytes,1,rep,name=execs,proto3" json:"execs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecList) Reset() {
+	*x = ExecList{}
+	mi := &file_agent_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecList) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecList) ProtoMessage() {}
+
+func (x *ExecList) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecList.ProtoReflect.Descriptor instead.
+func (*ExecList) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ExecList) GetExecs() []*ExecState {
+	if x != nil {
+		return x.Execs
+	}
+	return nil
+}
+
+// ExecState is what there is to know of a program that has an id.
+type ExecState struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// How long ago it was started, in microseconds.
+	AgeUs uint64 `protobuf:"varint,2,opt,name=age_us,json=ageUs,proto3" json:"age_us,omitempty"`
+	// Its wall-clock limit, 0 if it has none.
+	TimeoutMs uint64 `protobuf:"varint,3,opt,name=timeout_ms,json=timeoutMs,proto3" json:"timeout_ms,omitempty"`
+	// How it ended. Absent while it runs.
+	Exit *Exit `protobuf:"bytes,4,opt,name=exit,proto3" json:"exit,omitempty"`
+	// What is left of its output.
+	Stdout *Span `protobuf:"bytes,5,opt,name=stdout,proto3" json:"stdout,omitempty"`
+	Stderr *Span `protobuf:"bytes,6,opt,name=stderr,proto3" json:"stderr,omitempty"`
+	// How many bytes of input it was given, and whether it may be given more.
+	StdinBytes    uint64 `protobuf:"varint,7,opt,name=stdin_bytes,json=stdinBytes,proto3" json:"stdin_bytes,omitempty"`
+	StdinOpen     bool   `protobuf:"varint,8,opt,name=stdin_open,json=stdinOpen,proto3" json:"stdin_open,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExecState) Reset() {
+	*x = ExecState{}
+	mi := &file_agent_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExecState) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExecState) ProtoMessage() {}
+
+func (x *ExecState) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExecState.ProtoReflect.Descriptor instead.
+func (*ExecState) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *ExecState) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ExecState) GetAgeUs() uint64 {
+	if x != nil {
+		return x.AgeUs
+	}
+	return 0
+}
+
+func (x *ExecState) GetTimeoutMs() uint64 {
+	if x != nil {
+		return x.TimeoutMs
+	}
+	return 0
+}
+
+func (x *ExecState) GetExit() *Exit {
+	if x != nil {
+		return x.Exit
+	}
+	return nil
+}
+
+func (x *ExecState) GetStdout() *Span {
+	if x != nil {
+		return x.Stdout
+	}
+	return nil
+}
+
+func (x *ExecState) GetStderr() *Span {
+	if x != nil {
+		return x.Stderr
+	}
+	return nil
+}
+
+func (x *ExecState) GetStdinBytes() uint64 {
+	if x != nil {
+		return x.StdinBytes
+	}
+	return 0
+}
+
+func (x *ExecState) GetStdinOpen() bool {
+	if x != nil {
+		return x.StdinOpen
+	}
+	return false
+}
+
+// Span is the part of a stream that is there: from its first byte up to, and
+// without, its end.
+type Span struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	First         uint64                 `protobuf:"varint,1,opt,name=first,proto3" json:"first,omitempty"`
+	End           uint64                 `protobuf:"varint,2,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Span) Reset() {
+	*x = Span{}
+	mi := &file_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Span) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Span) ProtoMessage() {}
+
+func (x *Span) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Span.ProtoReflect.Descriptor instead.
+func (*Span) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *Span) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
+func (x *Span) GetEnd() uint64 {
+	if x != nil {
+		return x.End
+	}
+	return 0
+}
+
+// AwaitExec waits for the end of a program that has an id. The reply is its
+// Exit.
+type AwaitExec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AwaitExec) Reset() {
+	*x = AwaitExec{}
+	mi := &file_agent_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AwaitExec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AwaitExec) ProtoMessage() {}
+
+func (x *AwaitExec) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AwaitExec.ProtoReflect.Descriptor instead.
+func (*AwaitExec) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *AwaitExec) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+// ReadExec reads the output of a program that has an id. The reply is data
+// frames with the bytes from offset on, and an end frame; or an Error, also in
+// the middle, when bytes that were asked for are gone.
+type ReadExec struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Id     string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Stream ReadExec_Stream        `protobuf:"varint,2,opt,name=stream,proto3,enum=emberd.agent.v1.ReadExec_Stream" json:"stream,omitempty"`
+	Offset uint64                 `protobuf:"varint,3,opt,name=offset,proto3" json:"offset,omitempty"`
+	// Goes on with what the program will write, up to the end of the stream.
+	Follow        bool `protobuf:"varint,4,opt,name=follow,proto3" json:"follow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReadExec) Reset() {
+	*x = ReadExec{}
+	mi := &file_agent_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReadExec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReadExec) ProtoMessage() {}
+
+func (x *ReadExec) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReadExec.ProtoReflect.Descriptor instead.
+func (*ReadExec) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ReadExec) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReadExec) GetStream() ReadExec_Stream {
+	if x != nil {
+		return x.Stream
+	}
+	return ReadExec_STDOUT
+}
+
+func (x *ReadExec) GetOffset() uint64 {
+	if x != nil {
+		return x.Offset
+	}
+	return 0
+}
+
+func (x *ReadExec) GetFollow() bool {
+	if x != nil {
+		return x.Follow
+	}
+	return false
+}
+
+// FeedExec gives a program that has an id more input: all of it, or on an Error
+// nothing. The reply is Done.
+type FeedExec struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Data  []byte                 `protobuf:"bytes,2,opt,name=data,proto3" json:"data,omitempty"`
+	// No more input follows.
+	End           bool `protobuf:"varint,3,opt,name=end,proto3" json:"end,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FeedExec) Reset() {
+	*x = FeedExec{}
+	mi := &file_agent_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FeedExec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FeedExec) ProtoMessage() {}
+
+func (x *FeedExec) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FeedExec.ProtoReflect.Descriptor instead.
+func (*FeedExec) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *FeedExec) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *FeedExec) GetData() []byte {
+	if x != nil {
+		return x.Data
+	}
+	return nil
+}
+
+func (x *FeedExec) GetEnd() bool {
+	if x != nil {
+		return x.End
+	}
+	return false
+}
+
+// SignalExec sends a signal to a program that has an id. The reply is Done.
+type SignalExec struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Signal        int32                  `protobuf:"varint,2,opt,name=signal,proto3" json:"signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SignalExec) Reset() {
+	*x = SignalExec{}
+	mi := &file_agent_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SignalExec) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SignalExec) ProtoMessage() {}
+
+func (x *SignalExec) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SignalExec.ProtoReflect.Descriptor instead.
+func (*SignalExec) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *SignalExec) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *SignalExec) GetSignal() int32 {
+	if x != nil {
+		return x.Signal
+	}
+	return 0
+}
+
 // Warm has the agent start the interpreter ahead of programs, as the pack says
 // how, if it has not. The reply is Done, when a program would find it started,
 // and also where there is nothing to start.
@@ -639,7 +1353,7 @@ type Warm struct {
 
 func (x *Warm) Reset() {
 	*x = Warm{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +1365,7 @@ func (x *Warm) String() string {
 func (*Warm) ProtoMessage() {}
 
 func (x *Warm) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +1378,7 @@ func (x *Warm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Warm.ProtoReflect.Descriptor instead.
 func (*Warm) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 // Arm makes a VM one of its own, different from every other that was restored
@@ -693,7 +1407,7 @@ type Arm struct {
 
 func (x *Arm) Reset() {
 	*x = Arm{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +1419,7 @@ func (x *Arm) String() string {
 func (*Arm) ProtoMessage() {}
 
 func (x *Arm) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +1432,7 @@ func (x *Arm) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Arm.ProtoReflect.Descriptor instead.
 func (*Arm) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Arm) GetEntropy() []byte {
@@ -789,7 +1503,7 @@ type WriteFile struct {
 
 func (x *WriteFile) Reset() {
 	*x = WriteFile{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -801,7 +1515,7 @@ func (x *WriteFile) String() string {
 func (*WriteFile) ProtoMessage() {}
 
 func (x *WriteFile) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -814,7 +1528,7 @@ func (x *WriteFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFile.ProtoReflect.Descriptor instead.
 func (*WriteFile) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *WriteFile) GetPath() string {
@@ -844,7 +1558,7 @@ type Dial struct {
 
 func (x *Dial) Reset() {
 	*x = Dial{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +1570,7 @@ func (x *Dial) String() string {
 func (*Dial) ProtoMessage() {}
 
 func (x *Dial) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +1583,7 @@ func (x *Dial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dial.ProtoReflect.Descriptor instead.
 func (*Dial) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Dial) GetNetwork() string {
@@ -895,7 +1609,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -907,7 +1621,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -920,7 +1634,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 // Error ends an operation that could not be carried out. It never stands for
@@ -928,13 +1642,15 @@ func (*Done) Descriptor() ([]byte, []int) {
 type Error struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Message       string                 `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	Code          Error_Code             `protobuf:"varint,2,opt,name=code,proto3,enum=emberd.agent.v1.Error_Code" json:"code,omitempty"`
+	First         uint64                 `protobuf:"varint,3,opt,name=first,proto3" json:"first,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -946,7 +1662,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -959,7 +1675,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Error) GetMessage() string {
@@ -969,11 +1685,25 @@ func (x *Error) GetMessage() string {
 	return ""
 }
 
+func (x *Error) GetCode() Error_Code {
+	if x != nil {
+		return x.Code
+	}
+	return Error_OTHER
+}
+
+func (x *Error) GetFirst() uint64 {
+	if x != nil {
+		return x.First
+	}
+	return 0
+}
+
 var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
 	"\n" +
-	"\vagent.proto\x12\x0femberd.agent.v1\"\xad\x02\n" +
+	"\vagent.proto\x12\x0femberd.agent.v1\"\xdb\x04\n" +
 	"\aRequest\x12.\n" +
 	"\x05hello\x18\x01 \x01(\v2\x16.emberd.agent.v1.HelloH\x00R\x05hello\x12+\n" +
 	"\x04exec\x18\x02 \x01(\v2\x15.emberd.agent.v1.ExecH\x00R\x04exec\x12;\n" +
@@ -981,7 +1711,16 @@ const file_agent_proto_rawDesc = "" +
 	"write_file\x18\x03 \x01(\v2\x1a.emberd.agent.v1.WriteFileH\x00R\twriteFile\x12+\n" +
 	"\x04dial\x18\x04 \x01(\v2\x15.emberd.agent.v1.DialH\x00R\x04dial\x12+\n" +
 	"\x04warm\x18\x05 \x01(\v2\x15.emberd.agent.v1.WarmH\x00R\x04warm\x12(\n" +
-	"\x03arm\x18\x06 \x01(\v2\x14.emberd.agent.v1.ArmH\x00R\x03armB\x04\n" +
+	"\x03arm\x18\x06 \x01(\v2\x14.emberd.agent.v1.ArmH\x00R\x03arm\x12;\n" +
+	"\n" +
+	"list_execs\x18\n" +
+	" \x01(\v2\x1a.emberd.agent.v1.ListExecsH\x00R\tlistExecs\x12;\n" +
+	"\n" +
+	"await_exec\x18\v \x01(\v2\x1a.emberd.agent.v1.AwaitExecH\x00R\tawaitExec\x128\n" +
+	"\tread_exec\x18\f \x01(\v2\x19.emberd.agent.v1.ReadExecH\x00R\breadExec\x128\n" +
+	"\tfeed_exec\x18\r \x01(\v2\x19.emberd.agent.v1.FeedExecH\x00R\bfeedExec\x12>\n" +
+	"\vsignal_exec\x18\x0e \x01(\v2\x1b.emberd.agent.v1.SignalExecH\x00R\n" +
+	"signalExecB\x04\n" +
 	"\x02op\"P\n" +
 	"\x05Hello\x12)\n" +
 	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\x12\x1c\n" +
@@ -991,12 +1730,17 @@ const file_agent_proto_rawDesc = "" +
 	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\x12\x19\n" +
 	"\bbuild_id\x18\x02 \x01(\tR\abuildId\x12 \n" +
 	"\vinterpreter\x18\x03 \x01(\tR\vinterpreter\x12\x14\n" +
-	"\x05proof\x18\x04 \x01(\fR\x05proof\"|\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\"\xd9\x01\n" +
 	"\x04Exec\x12\x14\n" +
 	"\x04code\x18\x01 \x01(\fH\x00R\x04code\x124\n" +
 	"\acommand\x18\x02 \x01(\v2\x18.emberd.agent.v1.CommandH\x00R\acommand\x12\x1d\n" +
 	"\n" +
-	"timeout_ms\x18\x03 \x01(\x04R\ttimeoutMsB\t\n" +
+	"timeout_ms\x18\x03 \x01(\x04R\ttimeoutMs\x12\x0e\n" +
+	"\x02id\x18\x04 \x01(\tR\x02id\x12\x16\n" +
+	"\x06detach\x18\x05 \x01(\bR\x06detach\x12\x14\n" +
+	"\x05stdin\x18\x06 \x01(\fR\x05stdin\x12\x1d\n" +
+	"\n" +
+	"stdin_open\x18\a \x01(\bR\tstdinOpenB\t\n" +
 	"\aprogram\"A\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
@@ -1015,7 +1759,46 @@ const file_agent_proto_rawDesc = "" +
 	"\tLimitsHit\x12\x16\n" +
 	"\x06memory\x18\x01 \x01(\bR\x06memory\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\bR\x04disk\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\bR\x04pids\"\x06\n" +
+	"\x04pids\x18\x03 \x01(\bR\x04pids\"\x1b\n" +
+	"\tListExecs\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"<\n" +
+	"\bExecList\x120\n" +
+	"\x05execs\x18\x01 \x03(\v2\x1a.emberd.agent.v1.ExecStateR\x05execs\"\x9a\x02\n" +
+	"\tExecState\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
+	"\x06age_us\x18\x02 \x01(\x04R\x05ageUs\x12\x1d\n" +
+	"\n" +
+	"timeout_ms\x18\x03 \x01(\x04R\ttimeoutMs\x12)\n" +
+	"\x04exit\x18\x04 \x01(\v2\x15.emberd.agent.v1.ExitR\x04exit\x12-\n" +
+	"\x06stdout\x18\x05 \x01(\v2\x15.emberd.agent.v1.SpanR\x06stdout\x12-\n" +
+	"\x06stderr\x18\x06 \x01(\v2\x15.emberd.agent.v1.SpanR\x06stderr\x12\x1f\n" +
+	"\vstdin_bytes\x18\a \x01(\x04R\n" +
+	"stdinBytes\x12\x1d\n" +
+	"\n" +
+	"stdin_open\x18\b \x01(\bR\tstdinOpen\".\n" +
+	"\x04Span\x12\x14\n" +
+	"\x05first\x18\x01 \x01(\x04R\x05first\x12\x10\n" +
+	"\x03end\x18\x02 \x01(\x04R\x03end\"\x1b\n" +
+	"\tAwaitExec\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xa6\x01\n" +
+	"\bReadExec\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x128\n" +
+	"\x06stream\x18\x02 \x01(\x0e2 .emberd.agent.v1.ReadExec.StreamR\x06stream\x12\x16\n" +
+	"\x06offset\x18\x03 \x01(\x04R\x06offset\x12\x16\n" +
+	"\x06follow\x18\x04 \x01(\bR\x06follow\" \n" +
+	"\x06Stream\x12\n" +
+	"\n" +
+	"\x06STDOUT\x10\x00\x12\n" +
+	"\n" +
+	"\x06STDERR\x10\x01\"@\n" +
+	"\bFeedExec\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04data\x18\x02 \x01(\fR\x04data\x12\x10\n" +
+	"\x03end\x18\x03 \x01(\bR\x03end\"4\n" +
+	"\n" +
+	"SignalExec\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x06\n" +
 	"\x04Warm\"\xde\x01\n" +
 	"\x03Arm\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x12\"\n" +
@@ -1033,9 +1816,19 @@ const file_agent_proto_rawDesc = "" +
 	"\x04Dial\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x06\n" +
-	"\x04Done\"!\n" +
+	"\x04Done\"\xb5\x01\n" +
 	"\x05Error\x12\x18\n" +
-	"\amessage\x18\x01 \x01(\tR\amessageB/Z-github.com/emberd/emberd/api/agent/v1;agentv1b\x06proto3"
+	"\amessage\x18\x01 \x01(\tR\amessage\x12/\n" +
+	"\x04code\x18\x02 \x01(\x0e2\x1b.emberd.agent.v1.Error.CodeR\x04code\x12\x14\n" +
+	"\x05first\x18\x03 \x01(\x04R\x05first\"K\n" +
+	"\x04Code\x12\t\n" +
+	"\x05OTHER\x10\x00\x12\r\n" +
+	"\tNOT_FOUND\x10\x01\x12\b\n" +
+	"\x04GONE\x10\x02\x12\t\n" +
+	"\x05ENDED\x10\x03\x12\b\n" +
+	"\x04FULL\x10\x04\x12\n" +
+	"\n" +
+	"\x06BEYOND\x10\x05B/Z-github.com/emberd/emberd/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -1049,36 +1842,58 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 13)
+var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_agent_proto_goTypes = []any{
-	(*Request)(nil),    // 0: emberd.agent.v1.Request
-	(*Hello)(nil),      // 1: emberd.agent.v1.Hello
-	(*HelloReply)(nil), // 2: emberd.agent.v1.HelloReply
-	(*Exec)(nil),       // 3: emberd.agent.v1.Exec
-	(*Command)(nil),    // 4: emberd.agent.v1.Command
-	(*Exit)(nil),       // 5: emberd.agent.v1.Exit
-	(*LimitsHit)(nil),  // 6: emberd.agent.v1.LimitsHit
-	(*Warm)(nil),       // 7: emberd.agent.v1.Warm
-	(*Arm)(nil),        // 8: emberd.agent.v1.Arm
-	(*WriteFile)(nil),  // 9: emberd.agent.v1.WriteFile
-	(*Dial)(nil),       // 10: emberd.agent.v1.Dial
-	(*Done)(nil),       // 11: emberd.agent.v1.Done
-	(*Error)(nil),      // 12: emberd.agent.v1.Error
+	(ReadExec_Stream)(0), // 0: emberd.agent.v1.ReadExec.Stream
+	(Error_Code)(0),      // 1: emberd.agent.v1.Error.Code
+	(*Request)(nil),      // 2: emberd.agent.v1.Request
+	(*Hello)(nil),        // 3: emberd.agent.v1.Hello
+	(*HelloReply)(nil),   // 4: emberd.agent.v1.HelloReply
+	(*Exec)(nil),         // 5: emberd.agent.v1.Exec
+	(*Command)(nil),      // 6: emberd.agent.v1.Command
+	(*Exit)(nil),         // 7: emberd.agent.v1.Exit
+	(*LimitsHit)(nil),    // 8: emberd.agent.v1.LimitsHit
+	(*ListExecs)(nil),    // 9: emberd.agent.v1.ListExecs
+	(*ExecList)(nil),     // 10: emberd.agent.v1.ExecList
+	(*ExecState)(nil),    // 11: emberd.agent.v1.ExecState
+	(*Span)(nil),         // 12: emberd.agent.v1.Span
+	(*AwaitExec)(nil),    // 13: emberd.agent.v1.AwaitExec
+	(*ReadExec)(nil),     // 14: emberd.agent.v1.ReadExec
+	(*FeedExec)(nil),     // 15: emberd.agent.v1.FeedExec
+	(*SignalExec)(nil),   // 16: emberd.agent.v1.SignalExec
+	(*Warm)(nil),         // 17: emberd.agent.v1.Warm
+	(*Arm)(nil),          // 18: emberd.agent.v1.Arm
+	(*WriteFile)(nil),    // 19: emberd.agent.v1.WriteFile
+	(*Dial)(nil),         // 20: emberd.agent.v1.Dial
+	(*Done)(nil),         // 21: emberd.agent.v1.Done
+	(*Error)(nil),        // 22: emberd.agent.v1.Error
 }
 var file_agent_proto_depIdxs = []int32{
-	1,  // 0: emberd.agent.v1.Request.hello:type_name -> emberd.agent.v1.Hello
-	3,  // 1: emberd.agent.v1.Request.exec:type_name -> emberd.agent.v1.Exec
-	9,  // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
-	10, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
-	7,  // 4: emberd.agent.v1.Request.warm:type_name -> emberd.agent.v1.Warm
-	8,  // 5: emberd.agent.v1.Request.arm:type_name -> emberd.agent.v1.Arm
-	4,  // 6: emberd.agent.v1.Exec.command:type_name -> emberd.agent.v1.Command
-	6,  // 7: emberd.agent.v1.Exit.hit:type_name -> emberd.agent.v1.LimitsHit
-	8,  // [8:8] is the sub-list for method output_type
-	8,  // [8:8] is the sub-list for method input_type
-	8,  // [8:8] is the sub-list for extension type_name
-	8,  // [8:8] is the sub-list for extension extendee
-	0,  // [0:8] is the sub-list for field type_name
+	3,  // 0: emberd.agent.v1.Request.hello:type_name -> emberd.agent.v1.Hello
+	5,  // 1: emberd.agent.v1.Request.exec:type_name -> emberd.agent.v1.Exec
+	19, // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
+	20, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
+	17, // 4: emberd.agent.v1.Request.warm:type_name -> emberd.agent.v1.Warm
+	18, // 5: emberd.agent.v1.Request.arm:type_name -> emberd.agent.v1.Arm
+	9,  // 6: emberd.agent.v1.Request.list_execs:type_name -> emberd.agent.v1.ListExecs
+	13, // 7: emberd.agent.v1.Request.await_exec:type_name -> emberd.agent.v1.AwaitExec
+	14, // 8: emberd.agent.v1.Request.read_exec:type_name -> emberd.agent.v1.ReadExec
+	15, // 9: emberd.agent.v1.Request.feed_exec:type_name -> emberd.agent.v1.FeedExec
+	16, // 10: emberd.agent.v1.Request.signal_exec:type_name -> emberd.agent.v1.SignalExec
+	6,  // 11: emberd.agent.v1.Exec.command:type_name -> emberd.agent.v1.Command
+	8,  // 12: emberd.agent.v1.Exit.hit:type_name -> emberd.agent.v1.LimitsHit
+	11, // 13: emberd.agent.v1.ExecList.execs:type_name -> emberd.agent.v1.ExecState
+	7,  // 14: emberd.agent.v1.ExecState.exit:type_name -> emberd.agent.v1.Exit
+	12, // 15: emberd.agent.v1.ExecState.stdout:type_name -> emberd.agent.v1.Span
+	12, // 16: emberd.agent.v1.ExecState.stderr:type_name -> emberd.agent.v1.Span
+	0,  // 17: emberd.agent.v1.ReadExec.stream:type_name -> emberd.agent.v1.ReadExec.Stream
+	1,  // 18: emberd.agent.v1.Error.code:type_name -> emberd.agent.v1.Error.Code
+	19, // [19:19] is the sub-list for method output_type
+	19, // [19:19] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -1093,6 +1908,11 @@ func file_agent_proto_init() {
 		(*Request_Dial)(nil),
 		(*Request_Warm)(nil),
 		(*Request_Arm)(nil),
+		(*Request_ListExecs)(nil),
+		(*Request_AwaitExec)(nil),
+		(*Request_ReadExec)(nil),
+		(*Request_FeedExec)(nil),
+		(*Request_SignalExec)(nil),
 	}
 	file_agent_proto_msgTypes[3].OneofWrappers = []any{
 		(*Exec_Code)(nil),
@@ -1103,13 +1923,14 @@ func file_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   13,
+			NumEnums:      2,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_agent_proto_goTypes,
 		DependencyIndexes: file_agent_proto_depIdxs,
+		EnumInfos:         file_agent_proto_enumTypes,
 		MessageInfos:      file_agent_proto_msgTypes,
 	}.Build()
 	File_agent_proto = out.File

@@ -31,6 +31,13 @@ const (
 	MaxRequest = 2 << 20
 	// MaxMessage is the largest encoded message other than a [Request].
 	MaxMessage = 16 << 10
+	// MaxExecs is how many programs an [ExecList] names at most.
+	MaxExecs = 256
+	// MaxExecList is its largest encoding.
+	MaxExecList = 512 << 10
+	// MaxFeed is the most input that a [FeedExec], or an [Exec] that is detached,
+	// carries.
+	MaxFeed = 1 << 20
 	// StdinWindow is how many bytes of standard input the host may have sent
 	// that the agent has not yet acknowledged.
 	StdinWindow = 128 << 10
@@ -53,6 +60,7 @@ const (
 	FrameExit     FrameType = 0x14 // an Exit; the last frame of an exec
 	FrameDone     FrameType = 0x15 // a Done
 	FrameError    FrameType = 0x16 // an Error; the last frame of its stream
+	FrameExecs    FrameType = 0x17 // an ExecList
 
 	FrameData FrameType = 0x20 // bytes of a file or a connection
 	FrameEnd  FrameType = 0x21 // no more data from this side; empty
@@ -74,6 +82,8 @@ func (t FrameType) bounds() (lo, hi int, ok bool) {
 		return 1, MaxData, true
 	case FrameHello, FrameExit, FrameDone, FrameError:
 		return 0, MaxMessage, true
+	case FrameExecs:
+		return 0, MaxExecList, true
 	case FrameStdinAck:
 		return 4, 4, true
 	case FrameStdinEnd, FrameEnd:

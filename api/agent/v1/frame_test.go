@@ -15,7 +15,7 @@ import (
 var allTypes = []agentv1.FrameType{
 	agentv1.FrameRequest, agentv1.FrameStdin, agentv1.FrameStdinEnd,
 	agentv1.FrameHello, agentv1.FrameStdout, agentv1.FrameStderr, agentv1.FrameStdinAck,
-	agentv1.FrameExit, agentv1.FrameDone, agentv1.FrameError,
+	agentv1.FrameExit, agentv1.FrameDone, agentv1.FrameError, agentv1.FrameExecs,
 	agentv1.FrameData, agentv1.FrameEnd,
 }
 
@@ -59,6 +59,8 @@ func TestFrameBounds(t *testing.T) {
 		{agentv1.FrameExit, 0, true},
 		{agentv1.FrameExit, agentv1.MaxMessage, true},
 		{agentv1.FrameExit, agentv1.MaxMessage + 1, false},
+		{agentv1.FrameExecs, agentv1.MaxExecList, true},
+		{agentv1.FrameExecs, agentv1.MaxExecList + 1, false},
 		{agentv1.FrameStdinEnd, 0, true},
 		{agentv1.FrameStdinEnd, 1, false},
 		{agentv1.FrameStdinAck, 3, false},

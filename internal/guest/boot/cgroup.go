@@ -23,10 +23,32 @@ const ProgramsCgroup = cgroupRoot + "/programs"
 // those of programs: the kernel's own and the agent's.
 const reservedPIDs = 256
 
-// reservedMemory is how much of the memory programs leave to the kernel and the
-// agent, in bytes. So the OOM killer comes, among programs, before the agent
-// has to look for memory.
-const reservedMemory = 16 << 20
+// ReservedMemory is how much of the memory programs leave to the kernel and the
+// agent, in bytes, beside [KeptOutput]. So the OOM killer comes, among programs,
+// before the agent has to look for memory.
+const ReservedMemory = 16 << 20
+
+// The bounds of [KeptOutput].
+const (
+	leastOutput = 4 << 20
+	mostOutput  = 32 << 20
+)
+
+// KeptOutput is how much of the memory the agent has for what programs wrote that
+// nobody has read, in bytes: a part of it that programs hardly miss.
+func KeptOutput() (int, error) {
+	total, err := totalMemory()
+	return int(min(max(total/32, leastOutput), mostOutput)), err
+}
+
+// totalMemory is how much there is, in bytes.
+func totalMemory() (uint64, error) {
+	var system unix.Sysinfo_t
+	if err := unix.Sysinfo(&system); err != nil {
+		return 0, fmt.Errorf("sysinfo: %w", err)
+	}
+	return system.Totalram * uint64(system.Unit), nil
+}
 
 // groupPrograms makes the control group of programs. Each program has its own in
 // there, which counts what that program ran into.
@@ -40,11 +62,15 @@ func groupPrograms() error {
 	if err := writeKernel(filepath.Join(ProgramsCgroup, "cgroup.subtree_control"), "+memory +pids"); err != nil {
 		return err
 	}
-	var system unix.Sysinfo_t
-	if err := unix.Sysinfo(&system); err != nil {
-		return fmt.Errorf("sysinfo: %w", err)
+	total, err := totalMemory()
+	if err != nil {
+		return err
 	}
-	most := system.Totalram*uint64(system.Unit) - reservedMemory
+	output, err := KeptOutput()
+	if err != nil {
+		return err
+	}
+	most := total - ReservedMemory - uint64(output)
 	return writeKernel(filepath.Join(ProgramsCgroup, "memory.max"), strconv.FormatUint(most, 10))
 }
 

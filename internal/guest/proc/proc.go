@@ -222,6 +222,22 @@ func (p *Process) Begin() { p.began = time.Now() }
 // Kill ends the program and all that it started.
 func (p *Process) Kill() { p.group.kill(p.child) }
 
+// Signal sends sig to the program and the rest of its process group, or, if it
+// is SIGKILL, to all that the program started. It tells whether the program was
+// there to get it.
+func (p *Process) Signal(sig syscall.Signal) bool {
+	select {
+	case <-p.child.Done():
+		return false
+	default:
+	}
+	if sig == syscall.SIGKILL {
+		p.Kill()
+		return true
+	}
+	return syscall.Kill(-p.child.Pid(), sig) == nil
+}
+
 // wait waits for the program's end and hastens it when the limit is reached or
 // ctx ends. It tells whether the limit was reached.
 func (p *Process) wait(ctx context.Context, timeout time.Duration) (timedOut bool) {

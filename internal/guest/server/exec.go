@@ -1,58 +1,146 @@
 package server
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
+	"github.com/emberd/emberd/internal/guest/execs"
 	"github.com/emberd/emberd/internal/guest/proc"
 )
 
 // errHostGone ends a program whose stream ended before it did.
 var errHostGone = errors.New("the host closed the stream")
 
-// exec runs one program and reports how it ended. The stream is read all the
-// time, so that its end is noticed whatever the program does.
-func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWriter, last func(), req *agentv1.Exec) error {
+// aLongTimeAgo is a deadline that ends reads and writes at once.
+var aLongTimeAgo = time.Unix(1, 0)
+
+// program is one exec on its way from its start to its end.
+type program struct {
+	req   *agentv1.Exec
+	cmd   proc.Command
+	to    *starter
+	stdin *input
+	kept  *execs.Exec // nil if it has no id
+	// started is closed when the program runs, or never will; process is set
+	// before that if it does.
+	started chan struct{}
+	process *proc.Process
+}
+
+// starter is the host that started a program. It is told everything for as long
+// as it listens.
+type starter struct {
+	stream net.Conn
+	w      *agentv1.FrameWriter
+	last   func()
+	gone   atomic.Bool
+}
+
+// exec runs one program.
+func (s *Server) exec(ctx context.Context, to *starter, req *agentv1.Exec) error {
 	cmd, err := s.command(req)
 	if err != nil {
 		return err
 	}
+	p := &program{req: req, cmd: cmd, to: to, stdin: newInput(s.feeds, to.ack), started: make(chan struct{})}
+	if req.GetId() == "" {
+		return s.bound(ctx, p)
+	}
+	if p.kept, err = s.keep(p); err != nil {
+		return err
+	}
+	if req.GetDetach() {
+		return s.detached(p)
+	}
+	s.lasting(p)
+	return nil
+}
+
+// bound runs a program that ends with its stream. The stream is read all the
+// time, so that its end is noticed whatever the program does.
+func (s *Server) bound(ctx context.Context, p *program) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	stdin := newInput(w)
 	var reader sync.WaitGroup
-	reader.Go(func() { cancel(stdin.receive(stream)) })
+	reader.Go(func() { cancel(p.stdin.receive(p.to.stream)) })
 	defer reader.Wait()
 	// Unblocks the reader, and writers of output that nobody takes any more.
-	defer context.AfterFunc(ctx, func() { _ = stream.SetDeadline(time.Unix(1, 0)) })()
+	defer context.AfterFunc(ctx, func() { _ = p.to.stream.SetDeadline(aLongTimeAgo) })()
 	defer cancel(nil)
+	return s.run(ctx, p)
+}
 
-	program, ahead, err := s.start(ctx, req, cmd)
+// lasting runs a program that outlives its stream, and returns when either has
+// ended. Whoever opens the stream has its output and its end on it until then.
+func (s *Server) lasting(p *program) {
+	s.goOn(p, func() {
+		_ = p.to.stream.SetReadDeadline(aLongTimeAgo) // there is no more input to be read
+		_ = p.to.stream.Close()
+	})
+	_ = p.stdin.receive(p.to.stream)
+	p.to.gone.Store(true)
+	p.stdin.orphan()
+	_ = p.to.stream.SetDeadline(aLongTimeAgo) // ends a write that nobody takes
+}
+
+// detached starts a program that nobody listens to, and says so.
+func (s *Server) detached(p *program) error {
+	p.to.gone.Store(true)
+	p.stdin.orphan()
+	if err := p.stdin.feed(p.req.GetStdin(), !p.req.GetStdinOpen()); err != nil {
+		s.execs.Forget(p.kept)
+		s.release(p)
+		return err
+	}
+	p.req.Stdin = nil
+	s.goOn(p, func() {})
+	<-p.started
+	p.to.last()
+	return p.to.w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+}
+
+// goOn runs a program in the background and then calls after. While the program
+// runs and its end is told, nothing else is done.
+func (s *Server) goOn(p *program, after func()) {
+	s.gate.stay()
+	s.programs.Go(func() {
+		defer s.gate.leave()
+		defer s.prepare()
+		defer after()
+		defer s.release(p)
+		if err := s.run(s.ctx, p); err != nil {
+			s.execs.Forget(p.kept) // the agent is ending, and what it ran with it
+		}
+	})
+}
+
+// run starts a program, attends it, and tells how it ended.
+func (s *Server) run(ctx context.Context, p *program) error {
+	process, ahead, err := s.start(ctx, p.req, p.cmd)
+	p.process = process
+	close(p.started)
 	if err != nil {
-		_ = stdin.Close()
+		_ = p.stdin.Close()
 		if e, ok := errors.AsType[*proc.StartError](err); ok {
-			last()
-			return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{StartError: text(e), Hit: s.hit(e.Hit, false)})
+			return p.end(&agentv1.Exit{StartError: text(e), Hit: s.hit(e.Hit, false)})
 		}
 		return err
 	}
-	result, err := s.procs.Attend(ctx, program, cmd.Timeout, proc.Stdio{
-		Stdin:  stdin,
-		Stdout: frameOutput{w, agentv1.FrameStdout},
-		Stderr: frameOutput{w, agentv1.FrameStderr},
-		Ended:  last,
+	result, err := s.procs.Attend(ctx, process, p.cmd.Timeout, proc.Stdio{
+		Stdin:  p.stdin,
+		Stdout: p.output(agentv1.FrameStdout),
+		Stderr: p.output(agentv1.FrameStderr),
+		Ended:  p.to.ended,
 	})
 	if err != nil {
 		return err
 	}
-	last()
-	return w.WriteMessage(agentv1.FrameExit, &agentv1.Exit{
+	return p.end(&agentv1.Exit{
 		Code:       int32(result.Code),
 		Signal:     int32(result.Signal),
 		TimedOut:   result.TimedOut,
@@ -60,6 +148,24 @@ func (s *Server) exec(ctx context.Context, stream net.Conn, w *agentv1.FrameWrit
 		Warm:       ahead,
 		Hit:        s.hit(result.Hit, result.Code != 0),
 	})
+}
+
+// end keeps how the program ended and tells the starter, if there is one.
+func (p *program) end(exit *agentv1.Exit) error {
+	if p.kept == nil {
+		p.to.last()
+		return p.to.w.WriteMessage(agentv1.FrameExit, exit)
+	}
+	given, _ := p.stdin.state()
+	p.kept.End(exit, given)
+	if p.to.gone.Load() {
+		return nil
+	}
+	p.to.last()
+	if p.to.w.WriteMessage(agentv1.FrameExit, exit) == nil {
+		p.kept.Told()
+	}
+	return nil
 }
 
 // hit is what the host is told of the limits that a program ran into, nil if
@@ -101,6 +207,9 @@ func (s *Server) command(req *agentv1.Exec) (proc.Command, error) {
 	default:
 		return cmd, errors.New("neither code nor a command")
 	}
+	if req.GetDetach() && req.GetId() == "" {
+		return cmd, errors.New("a program without an id cannot be detached")
+	}
 	ms := req.GetTimeoutMs()
 	if ms > uint64(maxTimeout/time.Millisecond) {
 		return cmd, fmt.Errorf("a time limit of %d ms is too long", ms)
@@ -112,105 +221,54 @@ func (s *Server) command(req *agentv1.Exec) (proc.Command, error) {
 // maxTimeout is what a time limit can be without overflowing.
 const maxTimeout = 1<<63 - 1
 
-// frameOutput sends what is written to it as frames of one type. A write is
-// never larger than a frame: proc moves less at a time.
-type frameOutput struct {
-	w *agentv1.FrameWriter
-	t agentv1.FrameType
+// ended says that the program's last output comes next, and its end after it.
+func (to *starter) ended() {
+	if !to.gone.Load() {
+		to.last()
+	}
 }
 
-func (o frameOutput) Write(p []byte) (int, error) {
-	if err := o.w.Write(o.t, p); err != nil {
-		return 0, err
+// ack lets the starter send n more bytes of input.
+func (to *starter) ack(n int) error {
+	if to.gone.Load() {
+		return nil
+	}
+	return to.w.WriteAck(n)
+}
+
+// output is where one of the program's output streams goes.
+func (p *program) output(t agentv1.FrameType) *output {
+	o := &output{to: p.to, t: t}
+	switch {
+	case p.kept == nil:
+	case t == agentv1.FrameStdout:
+		o.kept = p.kept.Stdout
+	default:
+		o.kept = p.kept.Stderr
+	}
+	return o
+}
+
+// output sends what is written to it to the starter, as frames of one type, and
+// keeps it. A write is never larger than a frame: proc moves less at a time.
+type output struct {
+	to   *starter
+	t    agentv1.FrameType
+	kept *execs.Stream // nil if the program has no id
+}
+
+// Write fails if nothing is kept and the starter takes no more. What is kept is
+// not held up by a starter who is gone.
+func (o *output) Write(p []byte) (int, error) {
+	if o.kept == nil {
+		if err := o.to.w.Write(o.t, p); err != nil {
+			return 0, err
+		}
+		return len(p), nil
+	}
+	_, _ = o.kept.Write(p)
+	if !o.to.gone.Load() && o.to.w.Write(o.t, p) != nil {
+		o.to.gone.Store(true)
 	}
 	return len(p), nil
-}
-
-// input is a program's standard input on its way from the stream to the pipe.
-// The host may have sent [agentv1.StdinWindow] bytes that were not acknowledged,
-// so receiving never waits for the program.
-type input struct {
-	w *agentv1.FrameWriter
-
-	mu     sync.Mutex
-	more   sync.Cond
-	buf    bytes.Buffer
-	ended  bool // the host ended it
-	closed bool // the program needs no more
-}
-
-func newInput(w *agentv1.FrameWriter) *input {
-	in := &input{w: w}
-	in.more.L = &in.mu
-	return in
-}
-
-// receive takes in what the host sends until the stream ends, and returns why
-// that is.
-func (in *input) receive(stream io.Reader) error {
-	frames := agentv1.NewFrameReader(stream, agentv1.FrameStdin, agentv1.FrameStdinEnd)
-	for {
-		t, payload, err := frames.Next()
-		if errors.Is(err, io.EOF) {
-			return errHostGone
-		}
-		if err != nil {
-			return fmt.Errorf("read input: %w", err)
-		}
-		if err := in.put(t, payload); err != nil {
-			return err
-		}
-	}
-}
-
-func (in *input) put(t agentv1.FrameType, payload []byte) error {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	switch {
-	case in.ended:
-		return errors.New("input after its end")
-	case in.closed:
-		return nil
-	case t == agentv1.FrameStdinEnd:
-		in.ended = true
-	case in.buf.Len()+len(payload) > agentv1.StdinWindow:
-		return errors.New("more input than was asked for")
-	default:
-		in.buf.Write(payload)
-	}
-	in.more.Signal()
-	return nil
-}
-
-// Read hands bytes to the program and lets the host send as many more.
-func (in *input) Read(p []byte) (int, error) {
-	n, err := in.take(p)
-	if n > 0 {
-		if err := in.w.WriteAck(n); err != nil {
-			return n, err
-		}
-	}
-	return n, err
-}
-
-func (in *input) take(p []byte) (int, error) {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	for in.buf.Len() == 0 && !in.ended && !in.closed {
-		in.more.Wait()
-	}
-	if in.closed || in.buf.Len() == 0 {
-		return 0, io.EOF
-	}
-	return in.buf.Read(p)
-}
-
-// Close drops what is left and ends a Read that waits.
-func (in *input) Close() error {
-	in.mu.Lock()
-	defer in.mu.Unlock()
-	in.closed = true
-	in.buf = bytes.Buffer{}
-	in.more.Signal()
-	return nil
 }

@@ -32,6 +32,13 @@ func (g *gate) enter() error {
 	return nil
 }
 
+// stay counts once more an operation that has entered, and so can be left twice.
+func (g *gate) stay() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.running++
+}
+
 func (g *gate) leave() {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -3,8 +3,8 @@
 //
 // One connection is one yamux session, and each stream in it is one operation
 // with a goroutine of its own. What an operation started does not outlive its
-// stream, except for what a program left running in the background. The server
-// trusts the host; it is the host that must not trust what comes from here.
+// stream, except for programs that have an id, which can be asked for by it, and
+// what a program left running in the background. The server trusts the host; it is the host that must not trust what comes from here.
 package server
 
 import (
@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
+	"github.com/emberd/emberd/internal/guest/execs"
 	"github.com/emberd/emberd/internal/guest/proc"
 	"github.com/emberd/emberd/internal/guest/reaper"
 	"github.com/emberd/emberd/internal/guest/warm"
@@ -63,7 +64,10 @@ type Config struct {
 	CgroupRoot string
 	// FilesFull tells whether files have no room left. When nil nobody is told.
 	FilesFull func() bool
-	Log       *slog.Logger
+	// Memory is how much may be kept of what programs with an id write, and of
+	// input that they have not read, in bytes; 0 means 8 MiB.
+	Memory int
+	Log    *slog.Logger
 }
 
 // Server serves operations. Any number of connections may be served at once.
@@ -74,6 +78,16 @@ type Server struct {
 	gate  gate
 	// secret is what the VM was armed with, nil before.
 	secret atomic.Pointer[[]byte]
+	execs  *execs.Registry
+	feeds  *allowance
+
+	// ctx is that of programs which outlive their streams, and Close ends it.
+	ctx      context.Context
+	cancel   context.CancelFunc
+	programs sync.WaitGroup
+
+	mu   sync.Mutex
+	byID map[string]*program // those with an id that run
 }
 
 // New returns a server.
@@ -84,7 +98,17 @@ func New(cfg Config) *Server {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	s := &Server{cfg: cfg, procs: proc.New(cfg.Reaper, cfg.CgroupRoot)}
+	if cfg.Memory == 0 {
+		cfg.Memory = outputMemory
+	}
+	// A quarter is for input, and at least one piece of it.
+	feeds := max(cfg.Memory/4, agentv1.MaxFeed)
+	s := &Server{
+		cfg: cfg, procs: proc.New(cfg.Reaper, cfg.CgroupRoot),
+		execs: execs.New(cfg.Memory - feeds), feeds: new(allowance), byID: make(map[string]*program),
+	}
+	s.feeds.give(feeds)
+	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if cfg.Recipe.Kind != "" {
 		s.ahead = warm.New(warm.Config{
 			Recipe: cfg.Recipe, Interpreter: cfg.Interpreter.Path, Runner: s.procs, Reaper: cfg.Reaper, Log: cfg.Log,
@@ -93,9 +117,11 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// Close ends what was started ahead of programs, and releases what background
-// processes of finished execs hold here.
+// Close ends the programs that outlived their streams and what was started ahead
+// of others, and releases what background processes of finished execs hold here.
 func (s *Server) Close() {
+	s.cancel()
+	s.programs.Wait()
 	if s.ahead != nil {
 		s.ahead.Close()
 	}
@@ -127,7 +153,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 }
 
 // ServeConn serves one connection until it breaks or ctx ends, and closes it.
-// Programs that still run for it are killed. A host that goes away is no error.
+// Programs without an id that still run for it are killed. A host that goes away is no error.
 func (s *Server) ServeConn(ctx context.Context, conn io.ReadWriteCloser) error {
 	wire := agentv1.Gather(conn)
 	session, err := yamux.Server(wire, &yamux.Config{
@@ -166,7 +192,9 @@ func (s *Server) serveStream(ctx context.Context, stream net.Conn, last func()) 
 	if err := s.dispatch(ctx, stream, w, last); err != nil {
 		// The host may be gone; then nobody is left to tell.
 		last()
-		_ = w.WriteMessage(agentv1.FrameError, &agentv1.Error{Message: text(err)})
+		m := &agentv1.Error{Message: text(err)}
+		m.Code, m.First = code(err)
+		_ = w.WriteMessage(agentv1.FrameError, m)
 	}
 }
 
@@ -200,25 +228,51 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 		}
 		last()
 		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+	case *agentv1.Request_ListExecs:
+		last()
+		return s.listExecs(w, op.ListExecs)
+	case *agentv1.Request_AwaitExec:
+		return s.awaitExec(ctx, stream, w, last, op.AwaitExec)
+	case *agentv1.Request_ReadExec:
+		return s.readExec(ctx, stream, w, op.ReadExec)
+	case *agentv1.Request_FeedExec:
+		last()
+		return s.feedExec(w, op.FeedExec)
+	case *agentv1.Request_SignalExec:
+		last()
+		return s.signalExec(ctx, w, op.SignalExec)
 	}
+	return s.enter(ctx, stream, w, last, req)
+}
+
+// enter carries out an operation for which the VM has to be in order.
+func (s *Server) enter(ctx context.Context, stream net.Conn, w *agentv1.FrameWriter, last func(), req *agentv1.Request) error {
 	if err := s.gate.enter(); err != nil {
 		return err
 	}
 	defer s.gate.leave()
 	switch op := req.GetOp().(type) {
 	case *agentv1.Request_Exec:
-		if s.ahead != nil {
+		err := s.exec(ctx, &starter{stream: stream, w: w, last: last}, op.Exec)
+		if op.Exec.GetId() == "" && err == nil {
 			// While the program runs and its end is told, nothing else is done.
-			defer s.ahead.Prepare()
-			defer func() { _ = stream.Close() }()
+			_ = stream.Close()
+			s.prepare()
 		}
-		return s.exec(ctx, stream, w, last, op.Exec)
+		return err
 	case *agentv1.Request_WriteFile:
 		return writeFile(stream, w, op.WriteFile)
 	case *agentv1.Request_Dial:
 		return dial(ctx, stream, w, op.Dial)
 	}
 	return errors.New("unknown operation")
+}
+
+// prepare has an interpreter started for the next program.
+func (s *Server) prepare() {
+	if s.ahead != nil {
+		s.ahead.Prepare()
+	}
 }
 
 func (s *Server) warm(ctx context.Context) error {
