@@ -14,8 +14,11 @@ func newDoctorCmd(a *app) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "Say whether this host can run emberd, and what is missing",
-		Long: `Doctor checks what emberd needs and changes nothing. It says whether this host
-has usable KVM, and so whether emberd runs on it directly or in the machine.
+		Long: `Doctor checks what emberd needs, and what the host may give away of one sandbox to
+another, and changes nothing. Each check says ok, warn, fail or unknown, why, and
+what mends it. It says whether this host has usable KVM, and so whether emberd runs
+on it directly or in the machine. emberd runs the same checks when it starts, and
+logs what is not ok.
 
 With --restore it asks a running emberd to restore 16 microVMs from one template,
 and checks that they differ in their random numbers, ids and names, and that their
@@ -32,7 +35,7 @@ Exit status:
 			if restore {
 				results = doctor.CheckRestore(cmd.Context(), a.client())
 			} else {
-				results = doctor.Run(cmd.Context(), doctor.NewEnv(paths.Data(a.dataDir)))
+				results = doctor.Run(cmd.Context(), doctor.NewEnv(paths.Data(a.dataDir), paths.Run(a.runDir)))
 			}
 			if err := a.printResults(results); err != nil {
 				return err

@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sys/unix"
@@ -43,9 +44,11 @@ type Daemon struct {
 	engine    *engine.Engine
 	templates *template.Templates // nil if there are none
 	telemetry *telemetry.Telemetry
-	vmms      *telemetry.VMMs // nil if VMMs are not in the jail
-	api       *httpapi.API
-	listeners *listeners
+	// firecracker is the release of it that runs, empty if something else does.
+	firecracker string
+	vmms        *telemetry.VMMs // nil if VMMs are not in the jail
+	api         *httpapi.API
+	listeners   *listeners
 	// release gives back what New took: locks, listeners.
 	release cleanup.Stack
 }
@@ -154,7 +157,7 @@ func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Lau
 	if err != nil {
 		return nil, err
 	}
-	info.Versions.Firecracker = v
+	d.firecracker, info.Versions.Firecracker = v, v
 	j, err := jail.Open(ctx, jail.Config{
 		Firecracker: d.cfg.DataDir.Firecracker(), Jailer: d.cfg.DataDir.Jailer(),
 		Dir: d.cfg.DataDir.Jails(), Users: d.cfg.Users, UserLocks: paths.UserLocks,
@@ -191,6 +194,11 @@ func (d *Daemon) Engine() *engine.Engine { return d.engine }
 // what New took. It returns nil after an orderly end.
 func (d *Daemon) Run(ctx context.Context) error {
 	d.log.Info("emberd is ready", "addrs", d.listeners.addrs(), "data_dir", d.cfg.DataDir, "version", version.Version)
+	var checking sync.WaitGroup
+	defer checking.Wait()
+	if d.firecracker != "" {
+		checking.Go(func() { d.checkHost(ctx) })
+	}
 	err := d.listeners.serve(ctx, d.api, func() error {
 		d.log.Info("emberd is shutting down")
 		// The requests that wait for the sandboxes get their answer, and those that

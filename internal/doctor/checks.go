@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/x/source"
@@ -70,11 +68,11 @@ func checkFirecracker(ctx context.Context, env Env, _ KVM) Result {
 func checkAdvisories(ctx context.Context, env Env, _ KVM) Result {
 	text, err := env.Versions(ctx, env.Data.Firecracker(), env.Data.Jailer())
 	if err != nil {
-		return warn("not known without Firecracker's version", "")
+		return unknown("not known without Firecracker's version")
 	}
 	v, err := parseVersion(text)
 	if err != nil {
-		return warn(err.Error(), "")
+		return unknown(err.Error())
 	}
 	var found []string
 	for _, a := range advisories {
@@ -146,7 +144,7 @@ const (
 func checkDisk(_ context.Context, env Env, _ KVM) Result {
 	n, err := env.Free(string(env.Data))
 	if err != nil {
-		return warn("the free space is not known: "+err.Error(), "")
+		return unknown("the free space is not known: " + err.Error())
 	}
 	reason := fmt.Sprintf("%d MiB free for %s", n>>20, env.Data)
 	switch {
@@ -156,25 +154,6 @@ func checkDisk(_ context.Context, env Env, _ KVM) Result {
 		return warn(reason+"; building packs needs 1 GiB", "make room, or choose another --data-dir")
 	default:
 		return ok(reason)
-	}
-}
-
-// free asks the nearest directory above path that exists.
-func free(path string) (uint64, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return 0, err
-	}
-	for {
-		var s unix.Statfs_t
-		err := unix.Statfs(path, &s)
-		if err == nil {
-			return s.Bavail * uint64(s.Bsize), nil
-		}
-		if !errors.Is(err, fs.ErrNotExist) || path == "/" {
-			return 0, fmt.Errorf("statfs %s: %w", path, err)
-		}
-		path = filepath.Dir(path)
 	}
 }
 

@@ -21,11 +21,12 @@ import (
 type Verdict string
 
 // The verdicts. With a warning emberd works, though not as well or as safely as
-// it could; with a failure it does not.
+// it could; with a failure it does not. Of what is unknown the host does not tell.
 const (
-	OK   Verdict = "ok"
-	Warn Verdict = "warn"
-	Fail Verdict = "fail"
+	OK      Verdict = "ok"
+	Warn    Verdict = "warn"
+	Fail    Verdict = "fail"
+	Unknown Verdict = "unknown"
 )
 
 // Result is the outcome of one check.
@@ -41,6 +42,7 @@ type Result struct {
 // Env is what the checks look at.
 type Env struct {
 	Data paths.Data
+	Run  paths.Run
 	// Host is the host's root directory.
 	Host fs.FS
 	// Euid is the effective user.
@@ -51,17 +53,27 @@ type Env struct {
 	Versions func(ctx context.Context, firecracker, jailer string) (string, error)
 	// Free returns the bytes free for path, which need not exist yet.
 	Free func(path string) (uint64, error)
+	// Tmpfs tells whether path, which need not exist yet, is in memory.
+	Tmpfs func(path string) (bool, error)
+	// FileLimit is how many files a process may come to have open.
+	FileLimit func() (uint64, error)
+	// ClockSynced tells whether something keeps the clock right.
+	ClockSynced func() (bool, error)
 }
 
 // NewEnv is this process on this host.
-func NewEnv(data paths.Data) Env {
+func NewEnv(data paths.Data, run paths.Run) Env {
 	return Env{
-		Data:     data,
-		Host:     os.DirFS("/"),
-		Euid:     os.Geteuid(),
-		LookPath: exec.LookPath,
-		Versions: firecracker.CheckVersions,
-		Free:     free,
+		Data:        data,
+		Run:         run,
+		Host:        os.DirFS("/"),
+		Euid:        os.Geteuid(),
+		LookPath:    exec.LookPath,
+		Versions:    firecracker.CheckVersions,
+		Free:        free,
+		Tmpfs:       tmpfs,
+		FileLimit:   fileLimit,
+		ClockSynced: clockSynced,
 	}
 }
 
@@ -82,6 +94,15 @@ var checks = []check{
 	{"kernel", checkKernel},
 	{"packs", checkPacks},
 	{"disk", checkDisk},
+	{"run-dir", checkRunDir},
+	{"files", checkFiles},
+	{"mitigations", checkMitigations},
+	{"smt", checkSMT},
+	{"swap", checkSwap},
+	{"ksm", checkKSM},
+	{"clock", checkClock},
+	{"network", checkNetwork},
+	{"leftovers", checkLeftovers},
 }
 
 // Run runs every check and returns the results in a fixed order.
@@ -96,6 +117,7 @@ func Run(ctx context.Context, env Env) []Result {
 	return results
 }
 
+func unknown(reason string) Result      { return Result{Verdict: Unknown, Reason: reason} }
 func ok(reason string) Result           { return Result{Verdict: OK, Reason: reason} }
 func warn(reason, remedy string) Result { return Result{Verdict: Warn, Reason: reason, Remedy: remedy} }
 func fail(reason, remedy string) Result { return Result{Verdict: Fail, Reason: reason, Remedy: remedy} }

@@ -28,6 +28,12 @@ func host(cpuinfo, cmdline string, kvmDevice bool) fstest.MapFS {
 		"proc/cpuinfo":                     {Data: []byte(cpuinfo)},
 		"proc/cmdline":                     {Data: []byte(cmdline)},
 		"sys/fs/cgroup/cgroup.controllers": {Data: []byte("cpuset cpu io memory pids\n")},
+
+		"sys/devices/system/cpu/vulnerabilities/meltdown": {Data: []byte("Not affected\n")},
+		"sys/devices/system/cpu/vulnerabilities/retbleed": {Data: []byte("Mitigation: untrained return thunk; SMT disabled\n")},
+		"sys/devices/system/cpu/smt/active":               {Data: []byte("0\n")},
+		"sys/kernel/mm/ksm/run":                           {Data: []byte("0\n")},
+		"proc/swaps":                                      {Data: []byte("Filename\tType\tSize\tUsed\tPriority\n")},
 	}
 	if kvmDevice {
 		h["dev/kvm"] = &fstest.MapFile{Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666}
@@ -90,6 +96,11 @@ func healthy(t *testing.T) Env {
 		LookPath: func(name string) (string, error) { return "/bin/" + name, nil },
 		Versions: func(context.Context, string, string) (string, error) { return recommended, nil },
 		Free:     func(string) (uint64, error) { return 10 << 30, nil },
+
+		Run:         "/run/emberd",
+		Tmpfs:       func(string) (bool, error) { return true, nil },
+		FileLimit:   func() (uint64, error) { return 1 << 20, nil },
+		ClockSynced: func() (bool, error) { return true, nil },
 	}
 }
 
@@ -124,6 +135,16 @@ func TestRun(t *testing.T) {
 	free := func(n uint64) func(*Env) {
 		return func(e *Env) { e.Free = func(string) (uint64, error) { return n, nil } }
 	}
+	file := func(name, content string) func(*Env) {
+		return func(e *Env) {
+			if content == "" {
+				delete(e.Host.(fstest.MapFS), name)
+				return
+			}
+			e.Host.(fstest.MapFS)[name] = &fstest.MapFile{Data: []byte(content)}
+		}
+	}
+	const cpu = "sys/devices/system/cpu/"
 	tests := []struct {
 		name, check string
 		change      []func(*Env)
@@ -150,7 +171,7 @@ func TestRun(t *testing.T) {
 		{"no advisories", "advisories", nil, OK, "none known"},
 		{"1.12.1", "advisories", []func(*Env){versions("1.12.1", nil)}, Warn, "CVE-2026-1386"},
 		{"1.15.0", "advisories", []func(*Env){versions("1.15.0", nil)}, Warn, "CVE-2026-5747"},
-		{"no version", "advisories", []func(*Env){versions("", errors.New("too old"))}, Warn, "not known"},
+		{"no version", "advisories", []func(*Env){versions("", errors.New("too old"))}, Unknown, "not known"},
 		{"kernel", "kernel", nil, OK, "Debian's linux-image 6.1"},
 		{"built kernel", "kernel", []func(*Env){func(e *Env) { recordKernel(t, e.Data, built) }}, OK, "6.1.1-emberd, built"},
 		{"no kernel", "kernel", []func(*Env){func(e *Env) { os.Remove(e.Data.Vmlinux()) }}, Fail, "vmlinux"},
@@ -160,6 +181,32 @@ func TestRun(t *testing.T) {
 		{"disk", "disk", nil, OK, "10240 MiB"},
 		{"little room", "disk", []func(*Env){free(100 << 20)}, Warn, "100 MiB"},
 		{"no room", "disk", []func(*Env){free(1 << 20)}, Fail, "1 MiB"},
+		{"unknown room", "disk", []func(*Env){func(e *Env) { e.Free = func(string) (uint64, error) { return 0, errors.New("no") } }}, Unknown, "no"},
+		{"run directory", "run-dir", nil, OK, "in memory"},
+		{"run directory on a disk", "run-dir", []func(*Env){func(e *Env) { e.Tmpfs = func(string) (bool, error) { return false, nil } }}, Warn, "outlive"},
+		{"run directory full", "run-dir", []func(*Env){free(1 << 20)}, Fail, "1024 KiB"},
+		{"longest socket", "run-dir", []func(*Env){func(e *Env) { e.Run = paths.Run("/" + strings.Repeat("r", maxSocketPath-13)) }}, OK, "in memory"},
+		{"long socket", "run-dir", []func(*Env){func(e *Env) { e.Run = paths.Run("/" + strings.Repeat("r", maxSocketPath-12)) }}, Fail, "108 bytes"},
+		{"files", "files", nil, OK, "1048576"},
+		{"few files", "files", []func(*Env){func(e *Env) { e.FileLimit = func() (uint64, error) { return 1024, nil } }}, Warn, "64 sandboxes"},
+		{"mitigations", "mitigations", nil, OK, "2 weaknesses"},
+		{"a weakness", "mitigations", []func(*Env){file(cpu+"vulnerabilities/mds", "Vulnerable: Clear CPU buffers attempted, no microcode\n")}, Warn, "open to mds,"},
+		{"old kernel", "mitigations", []func(*Env){file(cpu+"vulnerabilities/meltdown", ""), file(cpu+"vulnerabilities/retbleed", "")}, Unknown, "does not say"},
+		{"a weakness and no KVM", "mitigations", []func(*Env){none, file(cpu+"vulnerabilities/mds", "Vulnerable\n")}, OK, "not needed"},
+		{"no SMT", "smt", nil, OK, "no two threads"},
+		{"SMT", "smt", []func(*Env){file(cpu+"smt/active", "1\n")}, Warn, "one core"},
+		{"SMT unknown", "smt", []func(*Env){file(cpu+"smt/active", "")}, Unknown, "does not say"},
+		{"no swap", "swap", nil, OK, "no swap"},
+		{"swap", "swap", []func(*Env){file("proc/swaps", "Filename Type\n/dev/sda2 partition\n")}, Warn, "to a disk"},
+		{"no KSM", "ksm", nil, OK, "does not merge"},
+		{"KSM", "ksm", []func(*Env){file("sys/kernel/mm/ksm/run", "1\n")}, Warn, "merges equal pages"},
+		{"clock", "clock", nil, OK, "kept right"},
+		{"no clock", "clock", []func(*Env){func(e *Env) { e.ClockSynced = func() (bool, error) { return false, nil } }}, Warn, "nothing keeps"},
+		{"network", "network", nil, OK, "no /dev/net/tun and /bin/nft"},
+		{"nothing left", "leftovers", nil, OK, "none left"},
+		{"a daemon runs", "leftovers", []func(*Env){file("run/emberd/emberd.lock", "42\n"), file("proc/42/comm", "emberd\n"), file("run/emberd/sandboxes/sb_1.json", "{}")}, OK, "pid 42) with 1 sandboxes"},
+		{"a daemon died", "leftovers", []func(*Env){file("run/emberd/emberd.lock", "42\n"), file("run/emberd/sandboxes/sb_1.json", "{}")}, Warn, "1 records of sandboxes and 0 jails"},
+		{"another has its pid", "leftovers", []func(*Env){file("run/emberd/emberd.lock", "42\n"), file("proc/42/comm", "bash\n"), file("run/emberd/sandboxes/sb_1.json", "{}")}, Warn, "no emberd runs"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -35,9 +35,9 @@ type process struct {
 
 var listening = regexp.MustCompile(`msg="emberd is ready".*?(127\.0\.0\.1:\d+)`)
 
-// startProcess starts the emberd of this host and ends it with the test, which
-// fails if anything is left of it.
-func startProcess(t *testing.T) *process {
+// startProcess starts the emberd of this host, with some more flags, and ends it
+// with the test, which fails if anything is left of it.
+func startProcess(t *testing.T, flags ...string) *process {
 	t.Helper()
 	testenv.Real(t)
 	before := takeState(t)
@@ -46,8 +46,11 @@ func startProcess(t *testing.T) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command("emberd", "--listen", "127.0.0.1:0", "--log-level", "debug", "--boot-timeout", "2m", "--pool", "python=0", "--templates=false", "--shells", "0",
-		"--data-dir", string(p.data), "--run-dir", filepath.Join(t.TempDir(), "run"))
+	flags = append([]string{
+		"--listen", "127.0.0.1:0", "--log-level", "debug", "--boot-timeout", "2m", "--pool", "python=0", "--templates=false", "--shells", "0",
+		"--data-dir", string(p.data), "--run-dir", filepath.Join(t.TempDir(), "run"),
+	}, flags...)
+	cmd := exec.Command("emberd", flags...)
 	cmd.Stderr = log
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -192,6 +192,9 @@ func TestTemplateThatChangesInUseIsDiscarded(t *testing.T) {
 			if path := f.provide(); path != sandbox.Restored {
 				t.Errorf("a VM came by %s", path)
 			}
+			if got, want := f.Counts(), (Counts{Builds: 2, Refused: 1, FailedRestores: 1}); got != want {
+				t.Errorf("counted %+v, want %+v", got, want)
+			}
 		})
 	}
 }
