@@ -80,6 +80,7 @@ func newRoot(a *app) *cobra.Command {
 		newLsCmd(a),
 		newInspectCmd(a),
 		newInfoCmd(a),
+		newTopCmd(a),
 		newEventsCmd(a),
 		newPoolCmd(a),
 		newPackCmd(a),
