@@ -16,6 +16,7 @@ import (
 	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/version"
+	"github.com/emberd/emberd/internal/x/systemd"
 )
 
 const help = `emberd serves microVMs for code that nobody has vetted.
@@ -98,6 +99,10 @@ func (p *program) serve(ctx context.Context) error {
 		return err
 	}
 	p.cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: p.level}))
+	var err error
+	if p.cfg.Manager, err = systemd.FromEnvironment(); err != nil {
+		return err
+	}
 	d, err := daemon.New(ctx, p.cfg)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"github.com/emberd/emberd/internal/provision/pool"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
+	"github.com/emberd/emberd/internal/x/systemd"
 )
 
 // DefaultListen is where the API is served when nothing else is said: on this
@@ -66,6 +67,8 @@ type Config struct {
 	Shells    int
 
 	Log *slog.Logger
+	// Manager is the service manager that started the daemon; nil if none did.
+	Manager *systemd.Manager
 	// Launcher starts VMMs; nil means the jail.
 	Launcher firecracker.Launcher
 	Faults   *fault.Set

@@ -199,8 +199,11 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if d.firecracker != "" {
 		checking.Go(func() { d.checkHost(ctx) })
 	}
+	quiet := d.tellReady(ctx)
+	defer quiet()
 	err := d.listeners.serve(ctx, d.api, func() error {
 		d.log.Info("emberd is shutting down")
+		d.tellStopping()
 		// The requests that wait for the sandboxes get their answer, and those that
 		// follow events hear of the last ones.
 		defer d.telemetry.Close()

@@ -61,27 +61,34 @@ func listen(ctx context.Context, cfg Config) (_ *listeners, err error) {
 	if cfg.Listen == "" && cfg.Socket == "" {
 		return nil, errors.New("nothing to listen on: neither an address nor a socket is given")
 	}
-	if cfg.Listen != "" {
-		if err := l.listenTCP(ctx, cfg); err != nil {
-			return nil, err
-		}
+	in, err := inherit(cfg.Manager, cfg.Log)
+	if err != nil {
+		return nil, err
 	}
-	if cfg.Socket != "" {
-		socket, err := listenUnix(cfg)
+	defer func() { err = errors.Join(err, in.close()) }()
+	if cfg.Listen == "" {
+		in.drop(storedTCP)
+	} else if err := l.listenTCP(ctx, cfg, in); err != nil {
+		return nil, err
+	}
+	if cfg.Socket == "" {
+		in.drop(storedUnix)
+	} else {
+		socket, err := listenUnix(cfg, in)
 		if err != nil {
 			return nil, err
 		}
 		l.all = append(l.all, listener{socket, httpapi.Access{Peer: peerCheck(cfg.SocketUIDs), MaxConns: maxConns}})
 	}
-	return l, nil
+	return l, in.unwanted()
 }
 
-func (l *listeners) listenTCP(ctx context.Context, cfg Config) error {
+func (l *listeners) listenTCP(ctx context.Context, cfg Config, in *inherited) error {
 	cert, err := loadCertificate(cfg.TLS, cfg.Log)
 	if err != nil {
 		return err
 	}
-	tcp, err := (&net.ListenConfig{Control: boundSend}).Listen(ctx, "tcp", cfg.Listen)
+	tcp, fresh, err := openTCP(ctx, cfg.Listen, in)
 	if err != nil {
 		return err
 	}
@@ -104,7 +111,27 @@ func (l *listeners) listenTCP(ctx context.Context, cfg Config) error {
 		at.Listener = tls.NewListener(tcp, cert.config())
 	}
 	l.all = append(l.all, at)
+	if fresh {
+		in.keep(storedTCP, tcp)
+	}
 	return nil
+}
+
+// openTCP returns the listener at address that was passed, or a fresh one.
+func openTCP(ctx context.Context, address string, in *inherited) (tcp net.Listener, fresh bool, err error) {
+	if tcp = in.take("tcp", address); tcp == nil {
+		in.drop(storedTCP)
+		tcp, err = (&net.ListenConfig{Control: boundSend}).Listen(ctx, "tcp", address)
+		return tcp, true, err
+	}
+	raw, err := tcp.(*net.TCPListener).SyscallConn()
+	if err == nil {
+		err = boundSend("", "", raw)
+	}
+	if err != nil {
+		err = errors.Join(fmt.Errorf("listen on %s: %w", address, err), tcp.Close())
+	}
+	return tcp, false, err
 }
 
 // boundSend bounds what the kernel keeps of answers that a client does not read;
@@ -163,10 +190,12 @@ func (l *listeners) serve(ctx context.Context, api *httpapi.API, drain func() er
 	var running sync.WaitGroup
 	defer running.Wait()
 	servers := make([]*http.Server, len(l.all))
+	var owed arrivals
 	for i, at := range l.all {
 		servers[i] = api.Server(at.access)
+		owed.watch(servers[i])
 		running.Go(func() {
-			if err := servers[i].Serve(at); !errors.Is(err, http.ErrServerClosed) {
+			if err := servers[i].Serve(at); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 				failed <- fmt.Errorf("serve %s: %w", at.Addr(), err)
 			}
 		})
@@ -181,11 +210,15 @@ func (l *listeners) serve(ctx context.Context, api *httpapi.API, drain func() er
 	case err := <-failed:
 		errs = append(errs, err)
 	}
-	errs = append(errs, drain())
+	errs = append(errs, drain(), l.Close())
+	select {
+	case <-owed.gone():
+	case <-time.After(settleTimeout):
+	}
 	stop, release := context.WithTimeout(context.WithoutCancel(ctx), drainTimeout)
 	defer release()
 	for _, srv := range servers {
-		if err := srv.Shutdown(stop); err != nil {
+		if err := srv.Shutdown(stop); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err, srv.Close())
 		}
 	}
@@ -202,6 +235,10 @@ func (l *listeners) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// settleTimeout is how long clients that have just connected may take to say what
+// they want of a daemon that ends.
+const settleTimeout = 2 * time.Second
 
 // drainTimeout is how long requests may take to notice that their sandboxes are
 // gone.

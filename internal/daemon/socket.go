@@ -21,7 +21,7 @@ const maxSocketPath = len(unix.RawSockaddrUnix{}.Path) - 1
 // The directory and the socket are for the daemon's own user. Where others may
 // come in as well, they have to be able to get that far: then it is
 // [peerCheck] alone that keeps out the rest.
-func listenUnix(cfg Config) (net.Listener, error) {
+func listenUnix(cfg Config, in *inherited) (net.Listener, error) {
 	path := cfg.Socket
 	if len(path) > maxSocketPath {
 		return nil, fmt.Errorf("listen on %s: the path is longer than the %d bytes that a socket's may have", path, maxSocketPath)
@@ -38,17 +38,34 @@ func listenUnix(cfg Config) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
-	if err := removeStale(path); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", path, err)
-	}
-	l, err := net.Listen("unix", path)
+	l, fresh, err := openUnix(path, in)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("listen on %s: %w", path, err)
 	}
 	if err := os.Chmod(path, mode); err != nil {
 		return nil, errors.Join(err, l.Close())
 	}
+	if fresh {
+		in.keep(storedUnix, l)
+	}
 	return l, nil
+}
+
+// openUnix returns the listener at path that was passed, or a fresh one. A stored
+// one whose path somebody removed is of no use to anybody.
+func openUnix(path string, in *inherited) (l net.Listener, fresh bool, err error) {
+	if info, err := os.Lstat(path); err != nil || info.Mode().Type() != fs.ModeSocket {
+		in.drop(storedUnix)
+	}
+	if l = in.take("unix", path); l != nil {
+		return l, false, nil
+	}
+	in.drop(storedUnix)
+	if err := removeStale(path); err != nil {
+		return nil, false, err
+	}
+	l, err = net.Listen("unix", path)
+	return l, true, err
 }
 
 // removeStale removes the socket at path if nobody listens on it.

@@ -95,6 +95,10 @@ func (r Run) in(elem ...string) string {
 // Lock is held by the one daemon that uses this run directory.
 func (r Run) Lock() string { return r.in("emberd.lock") }
 
+// Probe is written and removed by a daemon that checks whether it could write a
+// record.
+func (r Run) Probe() string { return r.in("probe") }
+
 // Socket is where the daemon serves its API to this host.
 func (r Run) Socket() string { return r.in("emberd.sock") }
 
