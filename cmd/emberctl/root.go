@@ -89,6 +89,7 @@ func newRoot(a *app) *cobra.Command {
 		newMachineCmd(a),
 		newSetupCmd(a),
 		newDoctorCmd(a),
+		newSupportBundleCmd(a),
 		newBenchCmd(a),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
