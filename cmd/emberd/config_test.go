@@ -91,8 +91,8 @@ func TestSettingsReachTheDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	c := p.cfg
-	if c.Limits.Ceiling.VCPUs != 7 || c.Limits.Ceiling.MemoryMiB != 1024 || len(c.AllowHosts) != 2 || p.level.String() != "DEBUG" {
-		t.Errorf("got %+v, %v", c, p.level)
+	if c.Limits.Ceiling.VCPUs != 7 || c.Limits.Ceiling.MemoryMiB != 1024 || len(c.AllowHosts) != 2 || p.log.level.String() != "DEBUG" {
+		t.Errorf("got %+v, %v", c, p.log.level)
 	}
 	if c.Socket != "/tmp/run/emberd.sock" {
 		t.Errorf("the socket did not follow the run directory: %s", c.Socket)

@@ -4,7 +4,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/signal"
 	"strings"
@@ -59,7 +58,7 @@ func main() {
 // program is what emberd has been told.
 type program struct {
 	cfg      daemon.Config
-	level    slog.Level
+	log      logging
 	settings *config.Table
 	file     string
 }
@@ -67,7 +66,7 @@ type program struct {
 // newProgram returns an emberd that has been told nothing.
 func newProgram() *program {
 	p := &program{cfg: daemon.NewConfig()}
-	p.settings = settings(&p.cfg, &p.level)
+	p.settings = settings(&p.cfg, &p.log)
 	return p
 }
 
@@ -98,7 +97,7 @@ func (p *program) serve(ctx context.Context) error {
 	if err := p.load(); err != nil {
 		return err
 	}
-	p.cfg.Log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: p.level}))
+	p.cfg.Log = p.log.logger(os.Stderr)
 	var err error
 	if p.cfg.Manager, err = systemd.FromEnvironment(); err != nil {
 		return err

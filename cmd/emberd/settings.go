@@ -1,8 +1,6 @@
 package main
 
 import (
-	"log/slog"
-
 	"github.com/emberd/emberd/internal/config"
 	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/paths"
@@ -11,7 +9,7 @@ import (
 // settings is everything that emberd can be told, by an operator who has flags,
 // an environment and a file for it. A new one needs a line here, and `go test
 // ./cmd/emberd -update`, which writes it into the sample and the reference.
-func settings(cfg *daemon.Config, level *slog.Level) *config.Table {
+func settings(cfg *daemon.Config, log *logging) *config.Table {
 	t := config.NewTable("EMBERD_")
 	listenSettings(t, cfg)
 
@@ -32,7 +30,8 @@ func settings(cfg *daemon.Config, level *slog.Level) *config.Table {
 	f.IntVar(&cfg.Shells, "shells", cfg.Shells, "how many VMMs to keep ready, in jails of their own, for microVMs to be restored in")
 
 	f = t.Section("What emberd tells")
-	f.TextVar(level, "log-level", *level, "log what is at least this important: debug, info, warn or error")
+	f.TextVar(&log.level, "log-level", log.level, "log what is at least this important: debug, info, warn or error")
+	f.TextVar(&log.format, "log-format", logText, "log as text, or as json, with a line for each record")
 	return t
 }
 
