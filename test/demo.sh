@@ -19,7 +19,7 @@ if bin/emberctl info >/dev/null 2>&1; then
 	say "using the emberd that runs already"
 elif bin/emberctl doctor kvm >/dev/null 2>&1; then
 	say "starting emberd on this host's KVM"
-	$sudo bin/emberd 2>emberd.log &
+	$sudo bin/emberd --on-exit stop 2>emberd.log &
 	daemon=$!
 	trap '$sudo kill "$daemon" && wait "$daemon"; rm -f emberd.log' EXIT
 	until bin/emberctl info >/dev/null 2>&1; do

@@ -36,7 +36,7 @@ func startDaemon(env *testscript.Env, data paths.Data) (*testDaemon, error) {
 	env.Defer(func() { _ = os.RemoveAll(dir) })
 	d := &testDaemon{launcher: &fctest.Launcher{Dir: dir}, run: paths.Run(filepath.Join(dir, "run"))}
 	cfg := daemon.NewConfig()
-	cfg.Listen = "127.0.0.1:0"
+	cfg.Listen, cfg.OnExit = "127.0.0.1:0", daemon.Stop
 	cfg.DataDir, cfg.RunDir = data, d.run
 	cfg.Init = data.Vmlinux() // any file: the fake runs none
 	cfg.Launcher = d.launcher

@@ -32,7 +32,9 @@ Every setting can be given as a flag, as an environment variable (--max-memory
 is EMBERD_MAX_MEMORY) or in a file, in which it has the flag's name; what comes
 first here wins. "emberd config explain" says what is in force, and why.
 
-On SIGINT or SIGTERM it deletes every sandbox and exits.`
+On SIGINT or SIGTERM it exits when requests that are under way are done, and the
+sandboxes go on: the next emberd takes them over, as it does when one was killed.
+With --on-exit=stop they are deleted instead.`
 
 const example = `  # set up once, then serve on 127.0.0.1:7777
   emberctl setup && emberd

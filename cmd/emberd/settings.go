@@ -29,6 +29,9 @@ func settings(cfg *daemon.Config, log *logging) *config.Table {
 	f.BoolVar(&cfg.Templates, "templates", cfg.Templates, "restore microVMs from templates instead of booting each")
 	f.IntVar(&cfg.Shells, "shells", cfg.Shells, "how many VMMs to keep ready, in jails of their own, for microVMs to be restored in")
 
+	f = t.Section("What becomes of sandboxes when emberd ends")
+	f.TextVar(&cfg.OnExit, "on-exit", cfg.OnExit, "keep: they go on, and the next emberd with them; stop: they are deleted")
+
 	f = t.Section("What emberd tells")
 	f.TextVar(&log.level, "log-level", log.level, "log what is at least this important: debug, info, warn or error")
 	f.TextVar(&log.format, "log-format", logText, "log as text, or as json, with a line for each record")

@@ -174,6 +174,8 @@ func (p *bareProcess) Equip(_ sandbox.Size, files map[string]string) error {
 
 func (p *bareProcess) Take(context.Context, map[string]string) error { return errors.ErrUnsupported }
 func (p *bareProcess) CheckConfined() error                          { return nil }
+func (p *bareProcess) Handle() ([]byte, error)                       { return nil, errors.ErrUnsupported }
+func (p *bareProcess) Leave()                                        {}
 func (p *bareProcess) Jail() sandbox.Jail                            { return sandbox.Jail{} }
 func (p *bareProcess) Done() <-chan struct{}                         { return p.done }
 func (p *bareProcess) OOMKilled() bool                               { return false }

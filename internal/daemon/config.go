@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -65,14 +66,45 @@ type Config struct {
 	// any, and Shells how many VMMs are kept ready for that.
 	Templates bool
 	Shells    int
+	// OnExit is what becomes of the sandboxes when the daemon ends.
+	OnExit OnExit
 
 	Log *slog.Logger
 	// Manager is the service manager that started the daemon; nil if none did.
 	Manager *systemd.Manager
 	// Launcher starts VMMs; nil means the jail.
-	Launcher firecracker.Launcher
+	Launcher Launcher
 	Faults   *fault.Set
 }
+
+// Launcher starts VMMs and finds them again.
+type Launcher interface {
+	firecracker.Launcher
+	firecracker.Adopter
+}
+
+// OnExit is what becomes of the sandboxes when a daemon is asked to end.
+type OnExit string
+
+// What can become of them: they go on, and the next daemon with them, or they
+// end too.
+const (
+	Keep OnExit = "keep"
+	Stop OnExit = "stop"
+)
+
+// UnmarshalText takes "keep" and "stop".
+func (o *OnExit) UnmarshalText(text []byte) error {
+	switch v := OnExit(text); v {
+	case Keep, Stop:
+		*o = v
+		return nil
+	}
+	return fmt.Errorf("%q is neither %q nor %q", text, Keep, Stop)
+}
+
+// MarshalText returns what [OnExit.UnmarshalText] takes.
+func (o OnExit) MarshalText() ([]byte, error) { return []byte(o), nil }
 
 // TLSFiles are the PEM files of a certificate chain and its private key.
 type TLSFiles struct{ Cert, Key string }
@@ -93,6 +125,7 @@ func NewConfig() Config {
 		ParallelBoots: max(2, runtime.NumCPU()),
 		Templates:     true,
 		Shells:        2,
+		OnExit:        Keep,
 		Log:           slog.New(slog.DiscardHandler),
 	}
 }

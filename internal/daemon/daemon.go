@@ -2,8 +2,10 @@
 // part, and the parts know only what they are given.
 //
 // The whole daemon is a value. [New] makes it, with every check that can stop
-// it from working; [Daemon.Run] serves until its context ends and leaves
-// nothing behind. Tests run the real thing in their own process.
+// it from working; [Daemon.Run] serves until its context ends and leaves behind
+// what it is told to. A daemon that was killed is one that left without a word:
+// the next one goes on with its sandboxes. Tests run the real thing in their own
+// process.
 package daemon
 
 import (
@@ -49,6 +51,8 @@ type Daemon struct {
 	vmms        *telemetry.VMMs // nil if VMMs are not in the jail
 	api         *httpapi.API
 	listeners   *listeners
+	pool        *pool.Pool
+	ready       chan struct{}
 	// release gives back what New took: locks, listeners.
 	release cleanup.Stack
 }
@@ -56,7 +60,10 @@ type Daemon struct {
 // New checks everything a daemon needs and takes its locks and its listeners.
 // The caller runs the daemon or closes it.
 func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
-	d := &Daemon{cfg: cfg, log: cfg.Log, telemetry: telemetry.New(prometheus.NewRegistry(), version.Version, nil)}
+	d := &Daemon{
+		cfg: cfg, log: cfg.Log, ready: make(chan struct{}),
+		telemetry: telemetry.New(prometheus.NewRegistry(), version.Version, nil),
+	}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, d.release.Unwind(ctx))
@@ -94,21 +101,24 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
-	source, err := d.openTemplates(ctx, launcher, packs, info.Versions.Firecracker)
+	adopter := provision.Adopter{
+		Host: provision.Host{Records: records, Log: cfg.Log, Faults: cfg.Faults}, VMMs: launcher, Before: launcher.Left(),
+	}
+	source, err := d.openTemplates(ctx, launcher, packs, records, info.Versions.Firecracker)
 	if err != nil {
 		return nil, err
 	}
 	foreground := provision.NewForeground(runtime.NumCPU())
-	ready := d.openPool(source, kept, foreground)
+	d.openPool(source, kept, foreground)
 	d.engine, err = engine.New(engine.Config{
-		Packs: packs, Provisioner: ready, Store: records, Limits: cfg.Limits, Capacity: capacity,
-		Foreground: foreground, Events: d.telemetry, Log: cfg.Log, Faults: cfg.Faults,
+		Packs: packs, Provisioner: d.pool, Store: records, Limits: cfg.Limits, Capacity: capacity,
+		Foreground: foreground, Adopter: adopter, Spares: d.pool, Events: d.telemetry, Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if err != nil {
 		return nil, err
 	}
-	d.release.Add("engine", d.engine.Close)
-	d.telemetry.Watch(d.sources(ready))
+	d.release.Add("engine", d.endSandboxes)
+	d.telemetry.Watch(d.sources(d.pool))
 	var templates httpapi.Templates // nil, not a nil of another type
 	if d.templates != nil {
 		templates = templateAPI{d.templates, packs}
@@ -117,7 +127,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		Engine: d.engine, Templates: templates, Telemetry: d.telemetry, Stats: d.stats, Log: cfg.Log,
 		Info: func() rest.Info {
 			now := info
-			now.Pool = describePool(ready)
+			now.Pool = describePool(d.pool)
 			return now
 		},
 		Limits: cfg.Limits,
@@ -147,7 +157,7 @@ func describe(cfg Config, packs *pack.Registry, kept []pool.Stock) rest.Info {
 }
 
 // openJail prepares the jail for Firecracker and notes in info what VMs run on.
-func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Launcher, error) {
+func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (Launcher, error) {
 	kvm := doctor.HostKVM()
 	if !kvm.Usable {
 		return nil, fmt.Errorf("%s; `emberctl machine start` runs emberd where it has KVM", kvm.Reason)
@@ -158,7 +168,7 @@ func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Lau
 		return nil, err
 	}
 	d.firecracker, info.Versions.Firecracker = v, v
-	j, err := jail.Open(ctx, jail.Config{
+	j, err := jail.Open(jail.Config{
 		Firecracker: d.cfg.DataDir.Firecracker(), Jailer: d.cfg.DataDir.Jailer(),
 		Dir: d.cfg.DataDir.Jails(), Users: d.cfg.Users, UserLocks: paths.UserLocks,
 		Log: d.log, Faults: d.cfg.Faults,
@@ -171,11 +181,19 @@ func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (firecracker.Lau
 	return jailed{j}, nil
 }
 
-// jailed is the jail as a [firecracker.Launcher].
-type jailed struct{ jailer *jail.Jailer }
+// jailed is the jail as a [Launcher].
+type jailed struct{ *jail.Jailer }
 
 func (l jailed) Launch(ctx context.Context, spec firecracker.LaunchSpec) (firecracker.Process, error) {
-	p, err := l.jailer.Start(ctx, jail.Spec(spec))
+	p, err := l.Start(ctx, jail.Spec(spec))
+	if err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (l jailed) Adopt(id sandbox.VMID, handle []byte) (firecracker.Process, error) {
+	p, err := l.Jailer.Adopt(id, handle)
 	if err != nil {
 		return nil, err
 	}
@@ -190,26 +208,54 @@ func (d *Daemon) Addr() string { return d.listeners.addrs()[0] }
 // requests do not fit one.
 func (d *Daemon) Engine() *engine.Engine { return d.engine }
 
-// Run serves the API until ctx ends, then ends every sandbox and gives back
-// what New took. It returns nil after an orderly end.
+// Ready is closed when the daemon has gone on with what an earlier one left, and
+// creates sandboxes.
+func (d *Daemon) Ready() <-chan struct{} { return d.ready }
+
+// Run serves the API until ctx ends, then ends every sandbox, or lets go of it,
+// and gives back what New took. It returns nil after an orderly end.
 func (d *Daemon) Run(ctx context.Context) error {
-	d.log.Info("emberd is ready", "addrs", d.listeners.addrs(), "data_dir", d.cfg.DataDir, "version", version.Version)
-	var checking sync.WaitGroup
-	defer checking.Wait()
-	if d.firecracker != "" {
-		checking.Go(func() { d.checkHost(ctx) })
-	}
-	quiet := d.tellReady(ctx)
-	defer quiet()
+	d.log.Info("emberd listens", "addrs", d.listeners.addrs(), "data_dir", d.cfg.DataDir, "version", version.Version)
+	var starting sync.WaitGroup
+	quiet := func() {}
+	starting.Go(func() { quiet = d.start(ctx) })
+	defer func() { quiet() }()
 	err := d.listeners.serve(ctx, d.api, func() error {
-		d.log.Info("emberd is shutting down")
+		d.log.Info("emberd is shutting down", "on_exit", string(d.cfg.OnExit))
 		d.tellStopping()
+		starting.Wait()
 		// The requests that wait for the sandboxes get their answer, and those that
 		// follow events hear of the last ones.
 		defer d.telemetry.Close()
-		return d.engine.Close(ctx)
+		return d.endSandboxes(ctx)
 	})
 	return errors.Join(err, d.Close(ctx))
+}
+
+// start goes on with what an earlier daemon left. The API is served meanwhile,
+// and asks clients to wait. It returns what ends the signs of life.
+func (d *Daemon) start(ctx context.Context) (quiet func()) {
+	d.engine.Recover(ctx)
+	if ctx.Err() != nil {
+		return func() {}
+	}
+	d.pool.Start()
+	close(d.ready)
+	d.log.Info("emberd is ready", "addrs", d.listeners.addrs())
+	quiet = d.tellReady(ctx)
+	if d.firecracker != "" {
+		d.checkHost(ctx)
+	}
+	return quiet
+}
+
+// endSandboxes ends the sandboxes, or lets go of them, as the daemon was told.
+func (d *Daemon) endSandboxes(ctx context.Context) error {
+	if d.cfg.OnExit == Keep {
+		d.engine.Leave(ctx)
+		return nil
+	}
+	return d.engine.Close(ctx)
 }
 
 // Close gives back what New took. It is for a daemon that is not run.

@@ -30,7 +30,7 @@ func fakeConfig(t *testing.T) Config {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	cfg := NewConfig()
-	cfg.Listen = "127.0.0.1:0"
+	cfg.Listen, cfg.OnExit = "127.0.0.1:0", Stop
 	cfg.DataDir = fctest.Data(t, filepath.Join(dir, "data"))
 	cfg.RunDir = paths.Run(filepath.Join(dir, "run"))
 	cfg.Init = os.Args[0]

@@ -89,7 +89,7 @@ func setAside(c engine.Capacity, stocks []pool.Stock) (engine.Capacity, error) {
 }
 
 // openPool puts a pool in front of source.
-func (d *Daemon) openPool(source provision.Provisioner, stocks []pool.Stock, foreground *provision.Foreground) *pool.Pool {
+func (d *Daemon) openPool(source provision.Provisioner, stocks []pool.Stock, foreground *provision.Foreground) {
 	var before func(context.Context, pool.Stock) error
 	if d.templates != nil {
 		before = func(ctx context.Context, s pool.Stock) error {
@@ -97,12 +97,17 @@ func (d *Daemon) openPool(source provision.Provisioner, stocks []pool.Stock, for
 			return err
 		}
 	}
-	p := pool.New(pool.Config{
+	d.pool = pool.New(pool.Config{
 		Source: source, Stocks: stocks, Before: before, Prepare: d.rehearse, Foreground: foreground,
 		Log: d.log, Faults: d.cfg.Faults,
 	})
-	d.release.Add("pool", func(ctx context.Context) error { return p.Close(ctx) })
-	return p
+	d.release.Add("pool", func(ctx context.Context) error {
+		if d.cfg.OnExit == Keep {
+			d.pool.Leave()
+			return nil
+		}
+		return d.pool.Close(ctx)
+	})
 }
 
 // rehearse has a VM do what a first program would wait for: the agent starts the

@@ -11,6 +11,7 @@ import (
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/provision/template"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/store"
 )
 
 // restoreTimeout is how long a restore may take before the microVM is booted
@@ -23,12 +24,12 @@ const buildBoots = 3
 
 // openTemplates returns what makes microVMs: by a restore if there are to be
 // templates, and else by a boot.
-func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launcher, packs *pack.Registry, release string) (provision.Provisioner, error) {
+func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launcher, packs *pack.Registry, records *store.Store, release string) (provision.Provisioner, error) {
 	cfg := d.cfg
 	kernel, initrd := cfg.DataDir.Vmlinux(), cfg.DataDir.GuestInitramfs()
 	cold := provision.NewCold(provision.ColdConfig{
 		Launcher: launcher, Kernel: kernel, Initrd: initrd,
-		Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Log: cfg.Log, Faults: cfg.Faults,
+		Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Records: records, Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if !cfg.Templates {
 		return cold, nil
@@ -43,7 +44,7 @@ func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launche
 	templates, err := template.Open(ctx, template.Config{
 		Cold: cold, Launcher: launcher, Packs: packs, Dir: cfg.DataDir.Templates(), Kernel: kernel, Initrd: initrd,
 		Host: host, Size: cfg.Limits.Default.Size, Shells: cfg.Shells, Parallel: cfg.ParallelBoots,
-		BuildTimeout: buildBoots * cfg.BootTimeout, RestoreTimeout: restoreTimeout, Log: cfg.Log, Faults: cfg.Faults,
+		BuildTimeout: buildBoots * cfg.BootTimeout, RestoreTimeout: restoreTimeout, Records: records, Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if err != nil {
 		return nil, err

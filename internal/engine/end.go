@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/emberd/emberd/internal/sandbox"
@@ -25,6 +23,8 @@ const (
 	unresponsive reason = "its agent did not answer"
 	disconnected reason = "the connection to its agent broke"
 	closing      reason = "emberd is shutting down"
+	lost         reason = "it was lost while emberd was away"
+	unfinished   reason = "it was not made, or not taken down, when emberd ended"
 )
 
 // abandon takes down a sandbox whose create failed. What cannot be done now is
@@ -48,6 +48,9 @@ func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
 	e.cfg.Foreground.Enter()
 	defer e.cfg.Foreground.Leave()
 	en := e.find(id)
+	if en != nil && en.isLeft() {
+		return sandbox.ErrClosing
+	}
 	// An id that is still being created was told nobody.
 	if en == nil || !en.condemn(sandbox.Running, deleted) {
 		return sandbox.ErrNotFound
@@ -104,8 +107,12 @@ func (e *Engine) clear(ctx context.Context, en *entry) {
 func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 	sb, vm := en.snapshot()
 	err := e.cfg.Faults.Hit(FaultClear)
-	if err == nil && vm != nil {
+	switch {
+	case err != nil:
+	case vm != nil:
 		err = vm.Kill(ctx)
+	case en.remove != nil:
+		err = en.remove(ctx)
 	}
 	if err == nil {
 		err = e.cfg.Store.Delete(sb.ID)
@@ -133,7 +140,7 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 func (en *entry) condemn(from sandbox.State, why reason) bool {
 	en.mu.Lock()
 	defer en.mu.Unlock()
-	if en.sb.State != from {
+	if en.sb.State != from || en.left {
 		return false
 	}
 	en.sentence(why)
@@ -150,13 +157,7 @@ func (en *entry) sentence(why reason) {
 // every sandbox and returns when all of it is done. It may be called again,
 // which tries again what could not be done.
 func (e *Engine) Close(ctx context.Context) error {
-	e.mu.Lock()
-	if !e.closing {
-		close(e.quit)
-	}
-	e.closing = true
-	all := slices.Collect(maps.Values(e.entries))
-	e.mu.Unlock()
+	all := e.shut()
 	for _, en := range all {
 		en.abort(sandbox.ErrClosing)
 		if en.condemn(sandbox.Running, closing) {
@@ -167,9 +168,7 @@ func (e *Engine) Close(ctx context.Context) error {
 
 	e.last.Lock()
 	defer e.last.Unlock()
-	e.mu.Lock()
-	left := slices.Collect(maps.Values(e.entries))
-	e.mu.Unlock()
+	left := e.all()
 	ctx, cancel := cleanup.Context(ctx)
 	defer cancel()
 	var errs []error

@@ -4,7 +4,8 @@
 // them: the one that creates it, and then its watcher. Whoever wants its end
 // condemns it, which puts it out of reach at once, and the owner takes it down.
 // A sandbox's record is on disk before the first side effect and goes after the
-// last, so the table is a cache of the disk.
+// last, so the table is a cache of the disk, and the next daemon goes on with
+// what this one leaves, whether it was asked to or killed.
 //
 // The invariant: a sandbox that is listed as running has a VM, and a VM that
 // ended takes its sandbox off the list. Whoever creates, deletes, dies or shuts
@@ -42,6 +43,9 @@ const (
 	FaultClear   = "engine.clear"
 )
 
+// FaultRecover is the fault point of each VM that [Engine.Recover] sees to.
+const FaultRecover = "engine.recover"
+
 // FaultPoints are the steps of [Engine.Create] that a test can break.
 var FaultPoints = []string{FaultRecord, FaultProvide, FaultReady}
 
@@ -55,12 +59,19 @@ type Config struct {
 	// Foreground is told of each request, and what is cleared behind one stands
 	// back for the next; nil is one of the engine's own.
 	Foreground *provision.Foreground
+	// Adopter takes over what an earlier daemon left, and Spares takes the VMs
+	// among it that no sandbox has; nil has no use for any.
+	Adopter Adopter
+	Spares  Spares
 	// Events hears of what happens; nil is nobody.
 	Events Events
 	Log    *slog.Logger
 	Faults *fault.Set
 	// Now is the clock; nil means [time.Now].
 	Now func() time.Time
+	// Uptime is a clock that goes on when the daemon ends, and that nobody sets;
+	// nil means the host's.
+	Uptime func() time.Duration
 }
 
 // Engine is the table of sandboxes. Its methods may be called by any number of
@@ -70,16 +81,21 @@ type Engine struct {
 	// wg counts the owners of sandboxes, and what watches the deadlines.
 	wg sync.WaitGroup
 	// wake has whoever watches the deadlines look again; quit, which is closed,
-	// ends it, and has the owners give up what they cannot take down.
-	wake chan struct{}
-	quit chan struct{}
+	// ends it, and has the owners give up what they cannot take down. leave is
+	// closed to have them let go of what runs.
+	wake  chan struct{}
+	quit  chan struct{}
+	leave chan struct{}
 	// last is held by Close for what the owners gave up.
 	last sync.Mutex
 
 	mu       sync.Mutex
 	entries  map[sandbox.ID]*entry
 	promised Capacity
-	closing  bool
+	// found is what an earlier daemon left, nil once it was seen to.
+	found   *found
+	closing bool
+	leaving bool
 }
 
 // entry is one sandbox in the table.
@@ -100,8 +116,12 @@ type entry struct {
 	// execs is how many programs run, and idleSince when the last of them ended.
 	execs     int
 	idleSince time.Time
+	// remove takes down what is left of a sandbox that was lost, and has no vm.
+	remove func(context.Context) error
 	// end is why the sandbox is taken down.
 	end reason
+	// left says that the next daemon is to go on with it.
+	left bool
 }
 
 func (en *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
@@ -114,31 +134,26 @@ func (en *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
 	return sb, en.vm
 }
 
-// New returns an engine with no sandboxes. Records that an earlier daemon left
-// are cleared: its VMs are gone by the time an engine is made. The caller closes
-// the engine.
+// New returns an engine with no sandboxes. If an earlier daemon left any, it
+// makes none before it has recovered them. The caller closes the engine, or has
+// it leave.
 func New(cfg Config) (*Engine, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Uptime == nil {
+		cfg.Uptime = hostUptime
+	}
 	if cfg.Foreground == nil {
 		cfg.Foreground = provision.NewForeground(1)
 	}
-	old, err := cfg.Store.Load()
-	if err != nil {
-		cfg.Log.Error("unreadable sandbox records were set aside", "err", err)
-	}
-	for _, sb := range old {
-		if sb.State != sandbox.Deleting {
-			cfg.Log.Warn("sandbox was lost when emberd stopped", "sandbox_id", sb.ID, "pack", sb.Pack)
-		}
-		if err := cfg.Store.Delete(sb.ID); err != nil {
-			return nil, err
-		}
-	}
 	e := &Engine{
 		cfg: cfg, entries: make(map[sandbox.ID]*entry),
-		wake: make(chan struct{}, 1), quit: make(chan struct{}),
+		wake: make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
+	}
+	var err error
+	if e.found, err = e.look(); err != nil {
+		return nil, err
 	}
 	e.wg.Go(e.watchDeadlines)
 	return e, nil
@@ -148,8 +163,16 @@ func New(cfg Config) (*Engine, error) {
 func (e *Engine) Ready() error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closing {
+	return e.refusal()
+}
+
+// refusal returns why no sandbox can be created. The caller holds e.mu.
+func (e *Engine) refusal() error {
+	switch {
+	case e.closing:
 		return sandbox.ErrClosing
+	case e.found != nil:
+		return sandbox.ErrStarting
 	}
 	return nil
 }
@@ -228,8 +251,8 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.CancelCauseFunc) (*entry, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.closing {
-		return nil, sandbox.ErrClosing
+	if err := e.refusal(); err != nil {
+		return nil, err
 	}
 	if err := e.admit(limits.Size); err != nil {
 		return nil, err
@@ -246,7 +269,7 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.Cance
 		began:  now,
 		sb: sandbox.Sandbox{
 			ID: id, Pack: p.Name, Limits: limits, State: sandbox.Creating,
-			CreatedAt: now.UTC(), ExpiresAt: now.Add(limits.Lifetime).UTC(),
+			CreatedAt: now.UTC(), AskedAt: e.cfg.Uptime(), ExpiresAt: now.Add(limits.Lifetime).UTC(),
 		},
 	}
 	e.entries[id] = en

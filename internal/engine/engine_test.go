@@ -39,6 +39,9 @@ type fixture struct {
 	launcher *fctest.Launcher
 	faults   *fault.Set
 	run      paths.Run
+	records  *store.Store
+	cfg      Config
+	cold     provision.ColdConfig
 }
 
 func newFixture(t *testing.T, options ...func(*Config, *provision.ColdConfig)) *fixture {
@@ -49,37 +52,46 @@ func newFixture(t *testing.T, options ...func(*Config, *provision.ColdConfig)) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	records, err := store.Open(f.run)
-	if err != nil {
-		t.Fatal(err)
-	}
-	cold := provision.ColdConfig{
+	f.cold = provision.ColdConfig{
 		Launcher: f.launcher, Kernel: data.Vmlinux(), Initrd: data.Vmlinux(),
 		Timeout: 20 * time.Second, Parallel: 4, Log: slog.New(slog.DiscardHandler), Faults: f.faults,
 	}
-	cfg := Config{
-		Packs: packs, Store: records, Limits: sandbox.DefaultPolicy(), Faults: f.faults,
+	f.cfg = Config{
+		Packs: packs, Limits: sandbox.DefaultPolicy(), Faults: f.faults,
 		Capacity: Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100},
 		Log:      slog.New(slog.DiscardHandler),
 	}
 	for _, o := range options {
-		o(&cfg, &cold)
+		o(&f.cfg, &f.cold)
 	}
-	cfg.Provisioner = provision.NewCold(cold)
-	f.Engine, err = New(cfg)
-	if err != nil {
-		t.Fatal(err)
-	}
+	f.begin()
 	t.Cleanup(func() {
 		if err := f.Close(context.Background()); err != nil {
 			t.Error(err)
 		}
 		f.checkEmpty()
-		if err := records.Close(); err != nil {
+		if err := f.records.Close(); err != nil {
 			t.Error(err)
 		}
 	})
 	return f
+}
+
+// begin makes the engine of a daemon that begins.
+func (f *fixture) begin() {
+	f.t.Helper()
+	var err error
+	if f.records, err = store.Open(f.run); err != nil {
+		f.t.Fatal(err)
+	}
+	f.cold.Records = f.records
+	f.cfg.Store, f.cfg.Provisioner = f.records, provision.NewCold(f.cold)
+	f.cfg.Adopter = provision.Adopter{
+		Host: provision.Host{Records: f.records, Log: f.cfg.Log, Faults: f.faults}, VMMs: f.launcher, Before: f.launcher.Left(),
+	}
+	if f.Engine, err = New(f.cfg); err != nil {
+		f.t.Fatal(err)
+	}
 }
 
 // shortDir is a directory whose sockets fit the 107 bytes of a socket address,
@@ -104,7 +116,7 @@ func (f *fixture) checkEmpty() {
 	if pids := f.launcher.Running(); len(pids) > 0 {
 		f.t.Errorf("VMMs left running: %v", pids)
 	}
-	for _, dir := range []string{f.launcher.Dir, f.run.Sandboxes()} {
+	for _, dir := range []string{f.launcher.Dir, f.run.Sandboxes(), f.run.VMs()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
 			f.t.Fatal(err)
@@ -380,27 +392,5 @@ func TestCloseEndsEverything(t *testing.T) {
 	}
 	if _, err := f.Create(t.Context(), sandbox.Spec{}); !errors.Is(err, sandbox.ErrClosing) {
 		t.Errorf("create after close: %v", err)
-	}
-}
-
-func TestRecordsOfADeadDaemonAreCleared(t *testing.T) {
-	run := paths.Run(t.TempDir())
-	records, err := store.Open(run)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = records.Close() }()
-	if err := records.Put(sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Running}); err != nil {
-		t.Fatal(err)
-	}
-	e, err := New(Config{Store: records, Log: slog.New(slog.DiscardHandler)})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := e.Close(t.Context()); err != nil {
-		t.Error(err)
-	}
-	if left, err := records.Load(); err != nil || len(left) > 0 {
-		t.Errorf("left: %v, %v", left, err)
 	}
 }

@@ -88,8 +88,10 @@ func (e *Engine) tellEnd(sb sandbox.Sandbox, why reason) {
 // event is r as events tell it.
 func (r reason) event() (kind sandbox.EventKind, word string) {
 	switch r {
-	case failed:
+	case failed, unfinished:
 		return sandbox.EventFailed, ""
+	case lost:
+		return sandbox.EventLost, "while_away"
 	case deleted:
 		return sandbox.EventDeleted, "request"
 	case closing:

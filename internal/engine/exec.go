@@ -97,6 +97,9 @@ func (e *Engine) lost(ctx context.Context, en *entry, vm *provision.VM, cause er
 	if ctx.Err() != nil {
 		return &sandbox.Error{Code: sandbox.CodeCanceled, Message: "the client went away; the program was killed", Cause: cause}
 	}
+	if e.left() {
+		return errLeft.Because(cause)
+	}
 	timer := time.NewTimer(deathNotice)
 	defer timer.Stop()
 	died := false

@@ -3,8 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/emberd/emberd/internal/provision"
@@ -30,7 +28,14 @@ func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
 		e.cfg.Log.Error("sandbox failed", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
 		close(en.doomed)
 	}
-	<-en.doomed // whoever condemned it may still be writing its record
+	select {
+	case <-en.doomed: // whoever condemned it may still be writing its record
+	case <-e.leave:
+		if en.letGo() {
+			return
+		}
+		<-en.doomed
+	}
 	e.clear(ctx, en)
 }
 
@@ -42,6 +47,8 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reas
 	for {
 		select {
 		case <-en.doomed:
+			return ""
+		case <-e.leave:
 			return ""
 		case <-vm.Done():
 			return endOf(vm)
@@ -124,11 +131,8 @@ func (e *Engine) lookAgain() {
 // endOverdue dooms each sandbox whose deadline has come, and
 // returns the next deadline of the others, zero if there is none.
 func (e *Engine) endOverdue() time.Time {
-	e.mu.Lock()
-	all := slices.Collect(maps.Values(e.entries))
-	e.mu.Unlock()
 	var first time.Time
-	for _, en := range all {
+	for _, en := range e.all() {
 		next, overdue := en.expire(e.cfg.Now())
 		switch {
 		case overdue != "":
@@ -146,7 +150,7 @@ func (e *Engine) endOverdue() time.Time {
 func (en *entry) expire(now time.Time) (next time.Time, overdue reason) {
 	en.mu.Lock()
 	defer en.mu.Unlock()
-	if en.sb.State != sandbox.Running {
+	if en.sb.State != sandbox.Running || en.left {
 		return time.Time{}, ""
 	}
 	next, why := en.began.Add(en.sb.Limits.Lifetime), expired

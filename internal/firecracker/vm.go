@@ -44,6 +44,17 @@ type Launcher interface {
 	Launch(ctx context.Context, spec LaunchSpec) (Process, error)
 }
 
+// An Adopter finds the VMMs again that an earlier daemon launched.
+type Adopter interface {
+	// Left names the VMMs of which anything was left when this daemon began.
+	Left() []sandbox.VMID
+	// Adopt takes over the one with that handle. On error it is as it was.
+	Adopt(id sandbox.VMID, handle []byte) (Process, error)
+	// Remove ends one that was not adopted and removes everything that was made
+	// for it. That there is nothing is no error.
+	Remove(ctx context.Context, id sandbox.VMID) error
+}
+
 // LaunchSpec is what a VMM needs around it.
 type LaunchSpec struct {
 	ID sandbox.VMID
@@ -70,6 +81,11 @@ type Process interface {
 	CheckConfined() error
 	// Jail is what confines the VMM.
 	Jail() sandbox.Jail
+	// Handle is what [Adopter.Adopt] finds the process with.
+	Handle() ([]byte, error)
+	// Leave lets go of the process, which goes on. Nothing else is called any
+	// more.
+	Leave()
 	// Done is closed when the process has ended.
 	Done() <-chan struct{}
 	// OOMKilled tells, once the process has ended, whether the host's OOM killer
@@ -88,6 +104,25 @@ type Process interface {
 type VM struct {
 	process Process
 }
+
+// Adopt takes over a VM that an earlier daemon has made, if it is confined as it
+// was then. On error after which the VM is not as it was, nothing is left of it.
+func Adopt(ctx context.Context, a Adopter, id sandbox.VMID, handle []byte) (*VM, error) {
+	process, err := a.Adopt(id, handle)
+	if err != nil {
+		return nil, err
+	}
+	if err := process.CheckConfined(); err != nil {
+		return nil, joinUndo(fmt.Errorf("VMM is not confined: %w", err), process.Kill(ctx))
+	}
+	return &VM{process: process}, nil
+}
+
+// Handle is what [Adopt] finds the VM with.
+func (vm *VM) Handle() ([]byte, error) { return vm.process.Handle() }
+
+// Leave lets go of the VM, which goes on. Nobody may use it here any more.
+func (vm *VM) Leave() { vm.process.Leave() }
 
 func (vm *VM) dialAPI(ctx context.Context) (net.Conn, error) { return vm.process.Dial(ctx, apiSocket) }
 

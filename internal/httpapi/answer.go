@@ -19,13 +19,13 @@ const statusClientClosed = 499
 
 // retryAfter returns how many seconds a client is told to wait before it tries
 // again: for a daemon that is shutting down, which may be one that is being
-// restarted, and for room, which there is as soon as somebody else is done. It
-// is "" for errors that waiting does not mend.
+// restarted, for one that starts, and for room, which there is as soon as
+// somebody else is done. It is "" for errors that waiting does not mend.
 func retryAfter(code sandbox.Code) string {
 	switch code {
 	case sandbox.CodeClosing:
 		return "5"
-	case sandbox.CodeQuota, sandbox.CodeCapacity:
+	case sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeStarting:
 		return "1"
 	}
 	return ""
@@ -57,7 +57,7 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusBadGateway
 	case sandbox.CodeQuota:
 		return http.StatusTooManyRequests
-	case sandbox.CodeBoot, sandbox.CodeClosing, sandbox.CodeCapacity:
+	case sandbox.CodeBoot, sandbox.CodeStarting, sandbox.CodeClosing, sandbox.CodeCapacity:
 		return http.StatusServiceUnavailable
 	case sandbox.CodeCanceled:
 		return statusClientClosed

@@ -41,6 +41,10 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		var leave func()
 		if r, leave, err = g.access.admit(w, r); err == nil {
 			defer leave()
+			// What a daemon that starts would answer could be wrong a moment later.
+			if ready := g.ready(); errors.Is(ready, sandbox.ErrStarting) {
+				err = ready
+			}
 		}
 	}
 	switch {

@@ -161,7 +161,7 @@ func (a *API) routes() []route {
 		{
 			method: "GET", path: "/readyz", id: "ready", summary: "Can the daemon create sandboxes?",
 			out: rest.Status{}, status: http.StatusOK,
-			errors: []sandbox.Code{sandbox.CodeClosing},
+			errors: []sandbox.Code{sandbox.CodeStarting, sandbox.CodeClosing},
 			serve:  a.readiness,
 		},
 	}

@@ -108,7 +108,7 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 	if rt.open {
 		op.Security = []map[string][]string{}
 	} else {
-		codes = append(codes, sandbox.CodeUnauthorized)
+		codes = append(codes, sandbox.CodeUnauthorized, sandbox.CodeStarting)
 	}
 	// Several codes may share a status: the description names them all.
 	for _, code := range codes {
@@ -123,10 +123,10 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 		}
 	}
 	op.Responses["default"] = &huma.Response{Description: "what any request can end in", Content: content(schemas, rest.Error{}, "")}
-	for _, code := range rt.errors {
+	for _, code := range codes {
 		if retryAfter(code) != "" {
 			op.Responses[strconv.Itoa(statusOf(code))].Headers = map[string]*huma.Param{"Retry-After": {
-				Description: "Seconds to wait, when there is no room or emberd is shutting down.",
+				Description: "Seconds to wait, when there is no room, or emberd is starting or shutting down.",
 				Schema:      &huma.Schema{Type: huma.TypeInteger},
 			}}
 		}

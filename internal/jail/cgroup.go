@@ -217,9 +217,12 @@ func (t cgroupTree) kill(ctx context.Context, child string) error {
 	}
 }
 
-// remove removes the parent, unless something is in it.
+// remove removes the parent, unless there is a cgroup in it.
 func (t cgroupTree) remove() error {
-	err := os.Remove(t.path(""))
+	names, err := t.children()
+	if err == nil && len(names) == 0 {
+		err = os.Remove(t.path(""))
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}

@@ -119,7 +119,7 @@ func newRig(b *testing.B) *rig {
 	dir, err := os.MkdirTemp(string(data), "test-") //nolint:usetesting // jails need the filesystem of the packs
 	must(b, err)
 	b.Cleanup(func() { must(b, os.RemoveAll(dir)) })
-	j, err := Open(b.Context(), Config{
+	j, err := Open(Config{
 		Firecracker: data.Firecracker(), Jailer: data.Jailer(), Dir: filepath.Join(dir, "jail"),
 		Users: DefaultUsers, UserLocks: filepath.Join(dir, "users"), Log: slog.New(slog.DiscardHandler),
 	})

@@ -11,9 +11,10 @@
 // for, or for which size; its jail is equipped when that is chosen.
 //
 // The invariant: every name a jail has on the host is derived from the
-// microVM's id, so that whatever the daemon was doing when it died, [Open]
-// finds and clears all of it; and a user id has a new owner only when nothing
-// of the old one is left. There is no way to start a VMM unjailed.
+// microVM's id, so that whatever the daemon was doing when it died, the next one
+// finds all of it ([Jailer.Left]) and takes it over or clears it; and a user id
+// has a new owner only when nothing of the old one is left. There is no way to
+// start a VMM unjailed.
 //
 // The package knows nothing of Firecracker's API; it starts what it is told.
 package jail
@@ -79,6 +80,7 @@ type Jailer struct {
 	cgroups cgroupTree
 	users   *users
 	unlock  func() error
+	left    []sandbox.VMID
 
 	// What this host has: the disk that jails are on, or why there is none
 	// that can be limited; and user-space page faults.
@@ -87,10 +89,9 @@ type Jailer struct {
 	userfault bool
 }
 
-// Open prepares to make jails in cfg.Dir and clears what an earlier daemon left
-// there: processes, cgroups and root directories. It fails when another daemon
-// makes jails in the same directory.
-func Open(ctx context.Context, cfg Config) (_ *Jailer, err error) {
+// Open prepares to make jails in cfg.Dir. What an earlier daemon left there stays
+// as it is. It fails when another daemon makes jails in the same directory.
+func Open(cfg Config) (_ *Jailer, err error) {
 	if cfg.Dir, err = filepath.Abs(cfg.Dir); err != nil {
 		return nil, fmt.Errorf("jail directory: %w", err)
 	}
@@ -101,7 +102,7 @@ func Open(ctx context.Context, cfg Config) (_ *Jailer, err error) {
 	if j.unlock, err = lockfile.Take(filepath.Join(cfg.Dir, "lock")); err != nil {
 		return nil, errors.Join(fmt.Errorf("another emberd makes jails in %s: %w", cfg.Dir, err), j.dir.Close())
 	}
-	if err := j.prepare(ctx); err != nil {
+	if err := j.prepare(); err != nil {
 		return nil, errors.Join(err, j.unlock(), j.dir.Close())
 	}
 	return j, nil
@@ -110,11 +111,11 @@ func Open(ctx context.Context, cfg Config) (_ *Jailer, err error) {
 // Cgroup is the cgroup whose children hold a VMM each, as in /proc/PID/cgroup.
 func (j *Jailer) Cgroup() string { return "/" + j.cgroups.name }
 
-func (j *Jailer) prepare(ctx context.Context) (err error) {
+func (j *Jailer) prepare() (err error) {
 	if j.cgroups, err = openCgroups(cgroupRoot, cgroupName(j.cfg.Dir)); err != nil {
 		return err
 	}
-	if err := j.sweep(ctx); err != nil {
+	if j.left, err = j.look(); err != nil {
 		return err
 	}
 	if j.users, err = openUsers(j.cfg.Users, j.cfg.UserLocks, j.cfg.Dir); err != nil {
@@ -132,35 +133,9 @@ func (j *Jailer) prepare(ctx context.Context) (err error) {
 }
 
 // Close lets another daemon use the directory and the user ids. It is called
-// once no VMM runs.
+// once no VMM runs that was not left.
 func (j *Jailer) Close() error {
 	return errors.Join(j.cgroups.remove(), j.users.close(), j.unlock(), j.dir.Close())
-}
-
-// sweep ends every process in the jails' cgroups and removes the cgroups and
-// root directories. What withstands that is left to an operator: its user id is
-// not handed out while it is there.
-func (j *Jailer) sweep(ctx context.Context) error {
-	names, err := j.cgroups.children()
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		j.cfg.Log.Warn("removing a VMM that an earlier emberd left", "jail", name)
-		if err := j.cgroups.kill(ctx, name); err != nil {
-			j.cfg.Log.Error("a VMM of an earlier emberd does not go", "jail", name, "err", err)
-		}
-	}
-	jails, err := j.children()
-	if err != nil {
-		return fmt.Errorf("clearing old jails: %w", err)
-	}
-	for _, name := range jails {
-		if err := j.removeRoot(name); err != nil {
-			j.cfg.Log.Error("a jail of an earlier emberd does not go", "jail", name, "err", err)
-		}
-	}
-	return nil
 }
 
 // Spec is one VMM to start.

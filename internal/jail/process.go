@@ -16,6 +16,7 @@ import (
 
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
+	"github.com/emberd/emberd/internal/x/process"
 	"github.com/emberd/emberd/internal/x/tail"
 )
 
@@ -24,11 +25,18 @@ const consoleTail = 64 << 10
 
 // Process is a VMM in its jail.
 type Process struct {
-	jailer  *Jailer
-	spec    Spec
-	process *os.Process
+	jailer *Jailer
+	spec   Spec
+	pid    int
+	held   *process.Handle
+	// child is the process that this one has to wait for, nil if the VMM was
+	// adopted.
+	child   *exec.Cmd
 	console tail.Buffer
-	done    chan struct{}
+	output  *os.File // the console as it comes
+	// watching is who waits for the VMM's end. done is closed when it came.
+	watching sync.WaitGroup
+	done     chan struct{}
 	// oomKilled is set before done is closed.
 	oomKilled bool
 
@@ -53,9 +61,6 @@ func (j *Jailer) spawn(ctx context.Context, spec Spec, plan sandbox.Jail) (*Proc
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = sink.Close() }()
-	p := &Process{jailer: j, spec: spec, jail: plan, done: make(chan struct{})}
-	p.console.Size = plan.ConsoleBytes
 	cmd := exec.Command(plan.Command[0], plan.Command[1:]...)
 	cmd.Env = []string{}
 	cmd.Stdout, cmd.Stderr = sink, sink
@@ -68,27 +73,49 @@ func (j *Jailer) spawn(ctx context.Context, spec Spec, plan sandbox.Jail) (*Proc
 		// Out of reach of a Ctrl-C in the daemon's terminal.
 		Setsid: true,
 	}
-	if err := startReduced(cmd); err != nil {
+	err = startReduced(cmd)
+	_ = sink.Close() // or the console would never end
+	if err != nil {
 		return nil, errors.Join(fmt.Errorf("jailer: %w", err), console.Close())
 	}
-	p.process, p.jail.PID = cmd.Process, cmd.Process.Pid
-	// The jailer knows no option for this one. The process cannot have been
-	// waited for yet, so the id is its own.
-	limited := unix.Prlimit(p.PID(), unix.RLIMIT_CORE, &unix.Rlimit{Cur: maxCoreSize, Max: maxCoreSize}, nil)
-	go func() {
-		defer close(p.done)
-		// The console ends with the VMM, which alone can write to it.
-		_, _ = io.Copy(&p.console, console)
-		_ = console.Close()
-		_ = cmd.Wait() // how a VMM ended makes no difference to what follows
-		p.oomKilled = j.cgroups.oomKilled(string(spec.ID))
-	}()
-	if limited != nil {
+	plan.PID = cmd.Process.Pid
+	// The process cannot have been waited for yet, so the id is its own.
+	held, err := process.Open(plan.PID)
+	if err != nil {
+		return nil, errors.Join(err, cmd.Process.Kill(), cmd.Wait(), console.Close())
+	}
+	p := &Process{jailer: j, spec: spec, jail: plan, child: cmd}
+	p.watch(held, console)
+	// The jailer knows no option for this one.
+	if err := unix.Prlimit(p.PID(), unix.RLIMIT_CORE, &unix.Rlimit{Cur: maxCoreSize, Max: maxCoreSize}, nil); err != nil {
 		ctx, cancel := cleanup.Context(ctx)
 		defer cancel()
-		return nil, errors.Join(fmt.Errorf("limit core dumps: %w", limited), p.end(ctx))
+		return nil, errors.Join(fmt.Errorf("limit core dumps: %w", err), p.end(ctx))
 	}
 	return p, nil
+}
+
+// watch waits for the end of the VMM, and reads its console until then.
+func (p *Process) watch(held *process.Handle, console *os.File) {
+	p.pid, p.held, p.output = p.jail.PID, held, console
+	p.console.Size = p.jail.ConsoleBytes
+	p.done = make(chan struct{})
+	p.watching.Go(func() {
+		var reading sync.WaitGroup
+		reading.Go(func() { _, _ = io.Copy(&p.console, console) })
+		err := held.Wait()
+		// The console ends with the VMM, which alone can write to it, or was closed.
+		reading.Wait()
+		if err != nil {
+			return // it is not watched any more
+		}
+		if p.child != nil {
+			_ = p.child.Wait() // how a VMM ended makes no difference to what follows
+		}
+		p.oomKilled = p.jailer.cgroups.oomKilled(string(p.spec.ID))
+		_, _ = console.Close(), held.Close()
+		close(p.done)
+	})
 }
 
 // consolePipe returns the two ends of a VMM's console. It is a pipe, so that
@@ -111,13 +138,19 @@ func consolePipe() (console, sink *os.File, err error) {
 
 // end kills the process and waits until it is gone.
 func (p *Process) end(ctx context.Context) error {
-	if err := p.process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("VMM (pid %d): %w", p.PID(), err)
+	select {
+	case <-p.done:
+		return nil
+	default:
 	}
+	err := p.held.Kill()
 	select {
 	case <-p.done:
 		return nil
 	case <-ctx.Done():
+		if err != nil {
+			return fmt.Errorf("VMM (pid %d): %w", p.PID(), err)
+		}
 		return fmt.Errorf("VMM (pid %d) does not end: %w", p.PID(), context.Cause(ctx))
 	}
 }
@@ -196,7 +229,7 @@ func (p *Process) Dial(ctx context.Context, name string) (net.Conn, error) {
 }
 
 // PID is the VMM's process id on the host.
-func (p *Process) PID() int { return p.process.Pid }
+func (p *Process) PID() int { return p.pid }
 
 // Done is closed when the VMM has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
@@ -214,6 +247,13 @@ func (p *Process) OOMKilled() bool {
 
 // Console is the tail of what guest and VMM wrote to their console.
 func (p *Process) Console() string { return p.console.String() }
+
+// Leave lets go of the VMM, which goes on and can be adopted by the next daemon.
+// Nobody may use the process any more.
+func (p *Process) Leave() {
+	_, _ = p.held.Close(), p.output.Close()
+	p.watching.Wait()
+}
 
 // Kill ends the VMM and removes its cgroup, its root directory and its hold on
 // its user id. It may be called again: a second call waits for the first and

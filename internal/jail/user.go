@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -89,6 +90,7 @@ type users struct {
 	mu     sync.Mutex
 	free   []int
 	next   int // the block to try next
+	taken  []IDRange
 	unlock []func() error
 }
 
@@ -126,10 +128,14 @@ func (u *users) lease() (int, error) {
 	return id, nil
 }
 
+// release gives an id back. One that an earlier daemon has leased may be from a
+// block that is another daemon's by now, which leaves it alone.
 func (u *users) release(id int) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	u.free = append(u.free, id)
+	if slices.ContainsFunc(u.taken, func(r IDRange) bool { return r.has(id) }) {
+		u.free = append(u.free, id)
+	}
 }
 
 // takeBlock locks the next block that has an id to hand out.
@@ -144,6 +150,7 @@ func (u *users) takeBlock() error {
 		}
 		u.unlock = append(u.unlock, unlock)
 		block := u.ids.block(u.next)
+		u.taken = append(u.taken, block)
 		used, err := inUse(block, u.jails)
 		if err != nil {
 			return fmt.Errorf("user ids: %w", err)

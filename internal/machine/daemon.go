@@ -77,7 +77,8 @@ func (s *supervisor) startDaemon(ctx, stop, life context.Context, running *sync.
 // runDaemon runs emberd in the machine and says how it ended, which it is not
 // meant to.
 func (s *supervisor) runDaemon(ctx context.Context, out io.Writer) error {
-	argv := []string{guestDaemon}
+	// Sandboxes end with the machine in any case.
+	argv := []string{guestDaemon, "--on-exit", "stop"}
 	for _, host := range forwardedHosts(s.Listen) {
 		argv = append(argv, "--allow-host", host)
 	}
@@ -112,7 +113,7 @@ func (s *supervisor) healthy(ctx context.Context) bool {
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return s.dialAPI(ctx) },
 		DisableKeepAlives: true,
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+guestAPI+"/healthz", nil)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+guestAPI+"/readyz", nil)
 	if err != nil {
 		return false
 	}

@@ -105,5 +105,8 @@ func (r Run) Socket() string { return r.in("emberd.sock") }
 // Sandboxes is the directory of sandbox records, one file each.
 func (r Run) Sandboxes() string { return r.in("sandboxes") }
 
+// VMs is the directory of what finds each microVM again, one file each.
+func (r Run) VMs() string { return r.in("vms") }
+
 // Machine is the directory of the running machine called name.
 func (r Run) Machine(name string) string { return r.in("machine", name) }

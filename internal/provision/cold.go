@@ -40,6 +40,8 @@ type ColdConfig struct {
 	Timeout time.Duration
 	// Parallel is how many VMs boot at a time; more wait for their turn.
 	Parallel int
+	// Records may be nil; then no VM outlives the daemon.
+	Records Records
 
 	Log    *slog.Logger
 	Faults *fault.Set
@@ -110,7 +112,8 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (*VM, err
 	if err != nil {
 		return nil, err
 	}
-	vm, err := Ready(ctx, fc, Identity{ID: id, Limits: req.Limits, BootPath: sandbox.ColdBoot}, c.cfg.Log, c.cfg.Faults)
+	host := Host{Records: c.cfg.Records, Log: c.cfg.Log, Faults: c.cfg.Faults}
+	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot})
 	if err != nil {
 		return nil, err
 	}

@@ -1,6 +1,7 @@
 package provision
 
 import (
+	"context"
 	"sync"
 	"time"
 )
@@ -16,8 +17,9 @@ type Foreground struct {
 	busy int
 	// since is when there was last none to spare.
 	since time.Time
-	// spare is closed when there is one again; nil while nobody asks.
-	spare chan struct{}
+	// spare is closed when there is one again, and quiet when nothing is waited
+	// for any more; nil while nobody asks.
+	spare, quiet chan struct{}
 }
 
 // NewForeground returns a count for a host of that many CPUs.
@@ -42,6 +44,28 @@ func (f *Foreground) Leave() {
 		}
 	}
 	f.busy--
+	if f.busy == 0 && f.quiet != nil {
+		close(f.quiet)
+		f.quiet = nil
+	}
+}
+
+// Quiet returns when clients wait for nothing, or ctx ends.
+func (f *Foreground) Quiet(ctx context.Context) {
+	f.mu.Lock()
+	if f.busy == 0 {
+		f.mu.Unlock()
+		return
+	}
+	if f.quiet == nil {
+		f.quiet = make(chan struct{})
+	}
+	quiet := f.quiet
+	f.mu.Unlock()
+	select {
+	case <-quiet:
+	case <-ctx.Done():
+	}
 }
 
 // StandBack returns when there was a CPU to spare for the time of lull. The

@@ -54,6 +54,7 @@ type VM struct {
 	BootPath sandbox.BootPath
 
 	vm      *firecracker.VM
+	records Records // nil if there is no record of it
 	warming sync.WaitGroup
 }
 
@@ -86,5 +87,16 @@ func (v *VM) Jail() sandbox.Jail { return v.vm.Jail() }
 func (v *VM) Kill(ctx context.Context) error {
 	_ = v.Agent.Close() // the connection dies with the VM in any case
 	v.warming.Wait()
-	return v.vm.Kill(ctx)
+	if err := v.vm.Kill(ctx); err != nil || v.records == nil {
+		return err
+	}
+	return v.records.DeleteVM(v.ID)
+}
+
+// Leave lets go of the VM, which goes on, and which the next daemon finds by its
+// record. Nobody may use it here any more.
+func (v *VM) Leave() {
+	_ = v.Agent.Close()
+	v.warming.Wait()
+	v.vm.Leave()
 }

@@ -10,19 +10,23 @@ import (
 
 	"github.com/emberd/emberd/internal/agent"
 	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/store"
+	"github.com/emberd/emberd/internal/version"
 	"github.com/emberd/emberd/internal/vsock"
 	"github.com/emberd/emberd/internal/x/fault"
 )
 
-// Fault points of [Ready].
+// Fault points of [Host.Ready].
 const (
-	FaultHello = "provision.hello"
-	FaultArm   = "provision.arm"
+	FaultHello  = "provision.hello"
+	FaultArm    = "provision.arm"
+	FaultRecord = "provision.record"
 )
 
-// FaultPoints are the steps of [Ready] that a test can break.
-var FaultPoints = []string{FaultHello, FaultArm}
+// FaultPoints are the steps of [Host.Ready] that a test can break.
+var FaultPoints = []string{FaultHello, FaultArm, FaultRecord}
 
 // agentPort is the vsock port the guest's agent listens on.
 const agentPort = 1024
@@ -39,28 +43,67 @@ const reconnects = 5
 // errEnded is a VMM that is gone before its guest was up.
 var errEnded = errors.New("the VMM ended before the guest was up")
 
+// Records is where it is written how a VM is found again.
+type Records interface {
+	PutVM(vm store.VM) error
+	DeleteVM(id sandbox.VMID) error
+}
+
+// Host is what VMs that are ready are made with.
+type Host struct {
+	// Records may be nil; then no VM outlives the daemon.
+	Records Records
+	Log     *slog.Logger
+	Faults  *fault.Set
+}
+
 // Identity is what makes a VM differ from others of its pack and size.
 type Identity struct {
 	ID       sandbox.VMID
+	Pack     pack.Pack
 	Limits   sandbox.Limits
 	BootPath sandbox.BootPath
 }
 
 // Ready makes a VM out of a microVM whose vCPUs run: its agent has answered, and
-// has armed it. On error nothing is left of the microVM.
-func Ready(ctx context.Context, fc *firecracker.VM, who Identity, log *slog.Logger, faults *fault.Set) (*VM, error) {
-	session, err := Hello(ctx, fc, log, faults)
+// has armed it, and there is a record of it. On error nothing is left of the
+// microVM.
+func (h Host) Ready(ctx context.Context, fc *firecracker.VM, who Identity) (*VM, error) {
+	session, err := Hello(ctx, fc, h.Log, h.Faults)
 	if err == nil {
-		err = errors.Join(faults.Hit(FaultArm), session.Arm(ctx, agent.Identity{
-			Hostname: string(who.ID), DiskMiB: who.Limits.DiskMiB, PIDs: who.Limits.PIDs,
+		vm := &VM{ID: who.ID, Agent: session, BootPath: who.BootPath, vm: fc, records: h.Records}
+		secret := agent.NewSecret()
+		err = errors.Join(h.Faults.Hit(FaultArm), session.Arm(ctx, agent.Identity{
+			Hostname: string(who.ID), DiskMiB: who.Limits.DiskMiB, PIDs: who.Limits.PIDs, Secret: secret,
 		}))
 		if err == nil {
-			return &VM{ID: who.ID, Agent: session, BootPath: who.BootPath, vm: fc}, nil
+			err = h.record(vm, who, secret)
 		}
-		err = errors.Join(err, session.Close())
+		if err == nil {
+			return vm, nil
+		}
+		return nil, errors.Join(h.lastWords(err, fc), vm.Kill(ctx))
 	}
-	err = fmt.Errorf("%w\nconsole: %s", err, strings.TrimSpace(fc.Console()))
-	return nil, errors.Join(err, fc.Kill(ctx))
+	return nil, errors.Join(h.lastWords(err, fc), fc.Kill(ctx))
+}
+
+func (h Host) lastWords(err error, fc *firecracker.VM) error {
+	return fmt.Errorf("%w\nconsole: %s", err, strings.TrimSpace(fc.Console()))
+}
+
+// record writes down how the VM is found again.
+func (h Host) record(vm *VM, who Identity, secret []byte) error {
+	if err := h.Faults.Hit(FaultRecord); err != nil || h.Records == nil {
+		return err
+	}
+	handle, err := vm.vm.Handle()
+	if err != nil {
+		return err
+	}
+	return h.Records.PutVM(store.VM{
+		ID: who.ID, Pack: who.Pack.Name, Rootfs: who.Pack.Digest, Emberd: version.Version,
+		Limits: who.Limits, BootPath: who.BootPath, Secret: secret, Handle: handle,
+	})
 }
 
 // Hello waits until the guest's agent listens and has answered the handshake.

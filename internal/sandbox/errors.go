@@ -20,6 +20,7 @@ const (
 	CodeCapacity     Code = "no_capacity"
 	CodeBoot         Code = "boot_failed"
 	CodeLost         Code = "sandbox_lost"
+	CodeStarting     Code = "starting_up"
 	CodeClosing      Code = "shutting_down"
 	CodeCanceled     Code = "canceled"
 	CodeInternal     Code = "internal"
@@ -42,6 +43,7 @@ var (
 	ErrCapacity    = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
 	ErrBoot        = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
 	ErrLost        = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
+	ErrStarting    = &Error{Code: CodeStarting, Message: "emberd is starting, and looks after the sandboxes that it finds"}
 	ErrClosing     = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
 )
 

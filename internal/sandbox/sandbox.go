@@ -14,9 +14,11 @@ import (
 	"time"
 )
 
-// idPrefix begins every sandbox id; idHexLen hex digits follow.
+// idPrefix begins every sandbox id, and vmPrefix every microVM's; idHexLen hex
+// digits follow.
 const (
 	idPrefix = "sb_"
+	vmPrefix = "vm-"
 	idHexLen = 12
 )
 
@@ -33,11 +35,15 @@ func NewID() ID {
 // ParseID accepts exactly what [NewID] makes. Anything else is [ErrNotFound],
 // since it cannot name a sandbox.
 func ParseID(s string) (ID, error) {
-	rest, ok := strings.CutPrefix(s, idPrefix)
-	if !ok || len(rest) != idHexLen || strings.Trim(rest, "0123456789abcdef") != "" {
+	if !isID(s, idPrefix) {
 		return "", ErrNotFound
 	}
 	return ID(s), nil
+}
+
+func isID(s, prefix string) bool {
+	rest, ok := strings.CutPrefix(s, prefix)
+	return ok && len(rest) == idHexLen && strings.Trim(rest, "0123456789abcdef") == ""
 }
 
 // VMID names one microVM and everything that is made for it on the host. It is
@@ -48,8 +54,11 @@ type VMID string
 
 // NewVMID returns a fresh random id, "vm-" and 12 hex digits.
 func NewVMID() VMID {
-	return VMID("vm-" + strings.TrimPrefix(string(NewID()), idPrefix))
+	return VMID(vmPrefix + strings.TrimPrefix(string(NewID()), idPrefix))
 }
+
+// ParseVMID accepts exactly what [NewVMID] makes, and tells whether it did.
+func ParseVMID(s string) (VMID, bool) { return VMID(s), isID(s, vmPrefix) }
 
 // DefaultPack is the language pack of a create request that names none.
 const DefaultPack = "python"
@@ -123,6 +132,9 @@ type Sandbox struct {
 	State     State     `json:"state"`
 	BootPath  BootPath  `json:"boot_path"`
 	CreatedAt time.Time `json:"created_at"`
+	// AskedAt is how long the host was up when it was asked for, which no change
+	// of the clock touches.
+	AskedAt time.Duration `json:"asked_at_uptime_ns"`
 	// ExpiresAt is when its lifetime ends.
 	ExpiresAt time.Time `json:"expires_at"`
 	// IdleExpiresAt is when it ends if no program is run until then. It is zero

@@ -64,7 +64,7 @@ func TestHalfWrittenRecord(t *testing.T) {
 		t.Fatal(err)
 	}
 	partial := filepath.Join(run.Sandboxes(), string(want.ID)+".json.partial")
-	if err := os.WriteFile(partial, []byte(`{"version":1,"sand`), 0o600); err != nil {
+	if err := os.WriteFile(partial, []byte(`{"version":2,"sand`), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := s.Load(); err != nil || !reflect.DeepEqual(got, []sandbox.Sandbox{want}) {
@@ -105,9 +105,9 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 	for name, content := range map[string]string{
 		"not json":        "{",
 		"empty":           "",
-		"another version": `{"version":2,"sandbox":{"id":"` + string(id) + `"}}`,
-		"another id":      `{"version":1,"sandbox":{"id":"sb_000000000000"}}`,
-		"a path as id":    `{"version":1,"sandbox":{"id":"../../etc/passwd"}}`,
+		"another version": `{"version":1,"sandbox":{"id":"` + string(id) + `"}}`,
+		"another id":      `{"version":2,"sandbox":{"id":"sb_000000000000"}}`,
+		"a path as id":    `{"version":2,"sandbox":{"id":"../../etc/passwd"}}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			run := paths.Run(t.TempDir())
@@ -157,4 +157,47 @@ func TestEveryFieldOfARecordIsSaved(t *testing.T) {
 		}
 	}
 	walk(reflect.TypeFor[record]())
+}
+
+func TestRecordsOfMicroVMs(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	s := open(t, run)
+	want := VM{
+		ID: sandbox.NewVMID(), Pack: "python", Rootfs: "digest", Emberd: "v1", Limits: sandbox.Limits{PIDs: 7},
+		BootPath: sandbox.Restored, Secret: []byte{0, 1, 2}, Handle: []byte(`{"pid":7}`),
+	}
+	gone := VM{ID: sandbox.NewVMID()}
+	for _, vm := range []VM{gone, want} {
+		if err := s.PutVM(vm); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for range 2 {
+		if err := s.DeleteVM(gone.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Of one that is damaged, and of one that is a sandbox's, only the name is known.
+	damaged, swapped := sandbox.NewVMID(), sandbox.NewVMID()
+	for id, text := range map[sandbox.VMID]string{damaged: "{", swapped: `{"version":2,"sandbox":{"id":"sb_a1b2c3d4e5f6"}}`} {
+		if err := os.WriteFile(filepath.Join(run.VMs(), string(id)+".json"), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := s.LoadVMs()
+	if err == nil || !reflect.DeepEqual(got, []VM{want}) {
+		t.Errorf("got %+v, %v, want %+v and an error", got, err, want)
+	}
+	for range 2 { // nothing is forgotten by the next daemon
+		sandboxes, vms, err := s.SetAside()
+		slices.Sort(vms)
+		ids := []string{string(damaged), string(swapped)}
+		slices.Sort(ids)
+		if err != nil || len(sandboxes) != 0 || !slices.Equal(vms, ids) {
+			t.Errorf("set aside: %v, %v, %v", sandboxes, vms, err)
+		}
+		if _, err := s.LoadVMs(); err != nil {
+			t.Error(err)
+		}
+	}
 }

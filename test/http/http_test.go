@@ -81,7 +81,7 @@ func runDaemon(dir string) error {
 	defer stop()
 	cfg := daemon.NewConfig()
 	cfg.Templates = false
-	cfg.Listen = "127.0.0.1:0"
+	cfg.Listen, cfg.OnExit = "127.0.0.1:0", daemon.Stop
 	cfg.DataDir, cfg.RunDir = paths.Data(filepath.Join(dir, "data")), paths.Run(filepath.Join(dir, "run"))
 	cfg.Socket = cfg.RunDir.Socket()
 	cfg.Init = os.Args[0]

@@ -56,7 +56,7 @@ func newHost(t testing.TB, options ...func(*daemon.Config)) *host {
 
 	data := linkData(t)
 	h := &host{log: &testenv.Log{}, cfg: daemon.NewConfig()}
-	h.cfg.Listen = "127.0.0.1:0"
+	h.cfg.Listen, h.cfg.OnExit = "127.0.0.1:0", daemon.Stop
 	// What is kept ready comes and goes behind the test; tests of it ask for it.
 	h.cfg.Templates, h.cfg.Shells = false, 0
 	h.cfg.DataDir, h.cfg.RunDir = data, paths.Run(t.TempDir())

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // emberd is a daemon that is a process of its own, and can be killed.
@@ -22,21 +24,28 @@ type emberd struct {
 	cmd  *exec.Cmd
 	data paths.Data
 	run  string
+	// ready is how long it took until it was.
+	ready time.Duration
+	log   *testenv.Log
 }
 
-// startEmberd starts a daemon on its own directories. It ends with the test.
-func startEmberd(t *testing.T, data paths.Data, run string) *emberd {
+// startEmberd starts a daemon on its own directories. It ends with the test, and
+// so do its sandboxes.
+func startEmberd(t *testing.T, data paths.Data, run string, flags ...string) *emberd {
 	t.Helper()
 	program, err := exec.LookPath("emberd")
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &emberd{data: data, run: run}
-	d.cmd = exec.Command(program, "--listen", "127.0.0.1:0", "--data-dir", string(data), "--run-dir", run)
+	d := &emberd{data: data, run: run, log: &testenv.Log{}}
+	d.cmd = exec.Command(program, slices.Concat([]string{
+		"--listen", "127.0.0.1:0", "--data-dir", string(data), "--run-dir", run, "--on-exit", "stop",
+	}, flags)...)
 	log, err := d.cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -45,11 +54,17 @@ func startEmberd(t *testing.T, data paths.Data, run string) *emberd {
 	lines := bufio.NewScanner(log)
 	for lines.Scan() {
 		if m := addr.FindStringSubmatch(lines.Text()); m != nil {
-			d.Client = client.New(m[1])
+			d.Client, d.ready = client.New(m[1]), time.Since(began)
+			go func() {
+				for lines.Scan() { // to the daemon's end
+					_, _ = d.log.Write(append(lines.Bytes(), '\n'))
+				}
+			}()
 			return d
 		}
-		t.Log(lines.Text())
+		_, _ = d.log.Write(append(lines.Bytes(), '\n'))
 	}
+	t.Log(d.log)
 	t.Fatal("the daemon ended before it was ready")
 	return nil
 }
@@ -89,11 +104,11 @@ func ticks(t *testing.T, pid int) int {
 
 // A killed daemon leaves a VMM that goes on: its console needs nobody who reads
 // it, and takes up no room. Its user id is not given to another VMM while it
-// lives, and the next daemon ends it.
+// lives, and the next daemon goes on with it.
 func TestVMMOutlivesItsDaemon(t *testing.T) {
 	h := newHost(t) // looks for what is left when all is over
 	data, run := linkData(t), t.TempDir()
-	first := startEmberd(t, data, run)
+	first := startEmberd(t, data, run, "--templates=false", "--pool", "python=0")
 	id, err := first.Create(t.Context(), "shell")
 	if err != nil {
 		t.Fatal(err)
@@ -124,8 +139,12 @@ func TestVMMOutlivesItsDaemon(t *testing.T) {
 		t.Errorf("the VMM without a daemon grew by %d KiB", grown)
 	}
 
-	startEmberd(t, data, run)
-	if err := syscall.Kill(vmm, 0); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("the next daemon left the VMM alone: %v", err)
+	next := startEmberd(t, data, run, "--templates=false", "--pool", "python=0")
+	if got, err := next.Inspect(t.Context(), id); err != nil || got.Jail.PID != vmm || got.Jail.UID != in.Jail.UID {
+		t.Errorf("the next daemon has VMM %d of user %d, want %d of %d: %v", got.Jail.PID, got.Jail.UID, vmm, in.Jail.UID, err)
+	}
+	// Somebody reads its console again, or it would be full by now.
+	if _, err := next.Exec(t.Context(), id, client.Program{Code: "echo it goes on"}); err != nil {
+		t.Error(err)
 	}
 }

@@ -17,6 +17,9 @@ import (
 
 var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once, and run every program of Node; an hour and a half")
 
+// idleEnv has this test binary do nothing for a long time.
+const idleEnv = "EMBERD_TEST_IDLE"
+
 // span is the first, or with -long the second.
 func span[T any](short, longer T) T {
 	if *long {
@@ -30,6 +33,9 @@ func span[T any](short, longer T) T {
 // [TestVersionsAreChecked].
 func TestMain(m *testing.M) {
 	runStub()
+	if os.Getenv(idleEnv) != "" {
+		time.Sleep(time.Hour)
+	}
 	if os.Getpid() == 1 {
 		if cmdline := kernelCommandLine(); isGuest(cmdline) {
 			runGuest()

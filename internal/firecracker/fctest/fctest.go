@@ -115,7 +115,7 @@ func (l *Launcher) Launch(ctx context.Context, spec firecracker.LaunchSpec) (_ f
 	if err != nil {
 		return nil, err
 	}
-	p := &process{root: root, done: make(chan struct{})}
+	p := &fake{root: root, done: make(chan struct{})}
 	p.console.Size = 64 << 10
 	cmd := exec.Command(self, spec.Args...)
 	cmd.Dir = root
@@ -153,8 +153,8 @@ func (l *Launcher) set(pid int, alive bool) {
 	}
 }
 
-// process is a fake that was started.
-type process struct {
+// fake is one that was started.
+type fake struct {
 	root    string
 	pid     int
 	console tail.Buffer
@@ -164,13 +164,13 @@ type process struct {
 	undo cleanup.Stack
 }
 
-func (p *process) Dial(ctx context.Context, name string) (net.Conn, error) {
+func (p *fake) Dial(ctx context.Context, name string) (net.Conn, error) {
 	var d net.Dialer
 	return d.DialContext(ctx, "unix", filepath.Join(p.root, name))
 }
 
 // Equip links files into the fake's directory.
-func (p *process) Equip(_ sandbox.Size, files map[string]string) error {
+func (p *fake) Equip(_ sandbox.Size, files map[string]string) error {
 	for name, source := range files {
 		if err := os.Link(source, filepath.Join(p.root, name)); err != nil {
 			return err
@@ -180,7 +180,7 @@ func (p *process) Equip(_ sandbox.Size, files map[string]string) error {
 }
 
 // Take ends the fake and moves files that it has made.
-func (p *process) Take(ctx context.Context, files map[string]string) error {
+func (p *fake) Take(ctx context.Context, files map[string]string) error {
 	if err := p.end(ctx); err != nil {
 		return err
 	}
@@ -193,8 +193,8 @@ func (p *process) Take(ctx context.Context, files map[string]string) error {
 }
 
 // A fake is not confined, and claims nothing else.
-func (p *process) CheckConfined() error { return nil }
-func (p *process) Jail() sandbox.Jail {
+func (p *fake) CheckConfined() error { return nil }
+func (p *fake) Jail() sandbox.Jail {
 	return sandbox.Jail{
 		UID: os.Getuid(), GID: os.Getgid(), Root: p.root, PID: p.pid, ConsoleBytes: p.console.Size,
 		Namespaces: []string{}, BoundingSet: []string{}, Command: []string{},
@@ -202,17 +202,17 @@ func (p *process) Jail() sandbox.Jail {
 	}
 }
 
-func (p *process) Done() <-chan struct{} { return p.done }
-func (p *process) OOMKilled() bool       { return false }
-func (p *process) Console() string       { return p.console.String() }
+func (p *fake) Done() <-chan struct{} { return p.done }
+func (p *fake) OOMKilled() bool       { return false }
+func (p *fake) Console() string       { return p.console.String() }
 
-func (p *process) Kill(ctx context.Context) error {
+func (p *fake) Kill(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.undo.Unwind(ctx)
 }
 
-func (p *process) end(ctx context.Context) error {
+func (p *fake) end(ctx context.Context) error {
 	select {
 	case <-p.done:
 		return nil

@@ -10,8 +10,8 @@
 // aside has promised it to nobody else. A VM that ends or falls silent while it
 // waits is replaced.
 //
-// The pool keeps no records: a VM that is no sandbox's dies with the daemon, or
-// is cleared by the next one.
+// The pool keeps no records: a VM that no sandbox's record names has never been
+// used, and so the pool of the next daemon takes it over as it is.
 package pool
 
 import (
@@ -103,6 +103,8 @@ type Pool struct {
 	cancel context.CancelCauseFunc
 	quit   chan struct{}
 	wg     sync.WaitGroup
+	// leave is closed before quit if the VMs that wait are to go on.
+	leave chan struct{}
 	// wake has the filler look again.
 	wake chan struct{}
 
@@ -113,18 +115,24 @@ type Pool struct {
 	stuck []*provision.VM
 }
 
-// New returns a pool that begins to fill. The caller closes it.
-func New(cfg Config) *Pool { return start(cfg, normal) }
+// New returns a pool that makes nothing until it is started. The caller closes
+// it, or has it leave.
+func New(cfg Config) *Pool { return newPool(cfg, normal) }
 
-func start(cfg Config, at tempo) *Pool {
-	p := &Pool{cfg: cfg, tempo: at, quit: make(chan struct{}), wake: make(chan struct{}, 1)}
+func newPool(cfg Config, at tempo) *Pool {
+	p := &Pool{
+		cfg: cfg, tempo: at,
+		quit: make(chan struct{}), leave: make(chan struct{}), wake: make(chan struct{}, 1),
+	}
 	p.ctx, p.cancel = context.WithCancelCause(context.Background())
 	for _, stock := range cfg.Stocks {
 		p.shelves = append(p.shelves, &shelf{stock: stock, target: stock.Bounds.Min, raw: cfg.Before != nil})
 	}
-	p.wg.Go(p.fill)
 	return p
 }
+
+// Start has the pool fill itself. It is called once, before the pool is closed.
+func (p *Pool) Start() { p.wg.Go(p.fill) }
 
 // Provision takes a VM from the pool, or has the source make one. Taking one
 // waits for nothing.
@@ -189,15 +197,7 @@ func (p *Pool) Status() []Status {
 // Close ends refills, kills the VMs that wait and returns when nothing is left
 // of them. It may be called again, which tries again what could not be done.
 func (p *Pool) Close(ctx context.Context) error {
-	p.mu.Lock()
-	if !p.closing {
-		close(p.quit)
-	}
-	p.closing = true
-	p.mu.Unlock()
-	p.cancel(sandbox.ErrClosing)
-	p.wg.Wait()
-
+	p.end(false)
 	p.mu.Lock()
 	stuck := p.stuck
 	p.stuck = nil
@@ -212,6 +212,35 @@ func (p *Pool) Close(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// Leave ends refills and lets go of the VMs that wait: they go on, and the next
+// daemon's pool with them. It may be called again.
+func (p *Pool) Leave() {
+	p.end(true)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, s := range p.shelves {
+		for _, w := range s.waiting {
+			w.vm.Leave()
+		}
+		s.waiting = nil
+	}
+}
+
+// end ends everything that the pool does, and returns when it has ended.
+func (p *Pool) end(leave bool) {
+	p.mu.Lock()
+	if !p.closing {
+		if leave {
+			close(p.leave)
+		}
+		close(p.quit)
+	}
+	p.closing = true
+	p.mu.Unlock()
+	p.cancel(sandbox.ErrClosing)
+	p.wg.Wait()
 }
 
 // strand keeps a VM that could not be cleared, for Close.

@@ -44,6 +44,7 @@ type fixture struct {
 	faults   *fault.Set
 	packs    *pack.Registry
 	limits   sandbox.Limits
+	cold     provision.ColdConfig
 	// given are the VMs that the test took.
 	given []*provision.VM
 }
@@ -62,11 +63,12 @@ func newFixture(t *testing.T, bounds Bounds, options ...func(*Config, *tempo)) *
 	if f.limits, err = sandbox.DefaultPolicy().Resolve(sandbox.Limits{}); err != nil {
 		t.Fatal(err)
 	}
+	f.cold = provision.ColdConfig{
+		Launcher: f.launcher, Kernel: data.Vmlinux(), Initrd: data.Vmlinux(),
+		Timeout: 20 * time.Second, Parallel: 4, Log: slog.New(slog.DiscardHandler), Faults: f.faults,
+	}
 	cfg := Config{
-		Source: provision.NewCold(provision.ColdConfig{
-			Launcher: f.launcher, Kernel: data.Vmlinux(), Initrd: data.Vmlinux(),
-			Timeout: 20 * time.Second, Parallel: 4, Log: slog.New(slog.DiscardHandler), Faults: f.faults,
-		}),
+		Source:     provision.NewCold(f.cold),
 		Stocks:     []Stock{{Pack: f.pack("shell"), Limits: f.limits, Bounds: bounds}},
 		Foreground: provision.NewForeground(1),
 		Log:        slog.New(slog.DiscardHandler), Faults: f.faults,
@@ -75,7 +77,8 @@ func newFixture(t *testing.T, bounds Bounds, options ...func(*Config, *tempo)) *
 	for _, o := range options {
 		o(&cfg, &at)
 	}
-	f.Pool = start(cfg, at)
+	f.Pool = newPool(cfg, at)
+	f.Start()
 	t.Cleanup(func() {
 		for _, vm := range f.given {
 			if err := vm.Kill(context.Background()); err != nil {

@@ -90,6 +90,15 @@ func (p *Pool) refill(s *shelf) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err == nil {
+		s.counts.Refills++
+	}
+	p.shelve(s, vm, err)
+}
+
+// shelve offers a VM that the shelf has counted, unless there is an error: then
+// the VM, if there is any, is cleared. The caller holds p.mu.
+func (p *Pool) shelve(s *shelf, vm *provision.VM, err error) {
 	switch {
 	case err == nil:
 		s.apart--
@@ -132,9 +141,9 @@ func (p *Pool) prepare(vm *provision.VM) error {
 func (p *Pool) guard(s *shelf, w *waiter) {
 	fault := p.awaitEnd(s, w)
 	p.mu.Lock()
-	if !s.remove(w) {
+	if fault == "" && p.left() || !s.remove(w) {
 		p.mu.Unlock()
-		return // it is somebody's, who watches it
+		return // it is somebody's, who watches it, or the next daemon's
 	}
 	s.apart++
 	if fault != "" {

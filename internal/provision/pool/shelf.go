@@ -54,7 +54,6 @@ func (s *shelf) holds(req provision.Request) bool {
 func (s *shelf) put(vm *provision.VM) *waiter {
 	w := &waiter{vm: vm, taken: make(chan struct{})}
 	s.waiting = append(s.waiting, w)
-	s.counts.Refills++
 	return w
 }
 

@@ -51,6 +51,8 @@ type Config struct {
 	BuildTimeout, RestoreTimeout time.Duration
 	// Parallel is how many VMs are restored at a time; more wait for their turn.
 	Parallel int
+	// Records may be nil; then no VM outlives the daemon.
+	Records provision.Records
 
 	Log    *slog.Logger
 	Faults *fault.Set
@@ -193,8 +195,10 @@ func (s *Templates) restore(ctx context.Context, t *template, req provision.Requ
 		if err != nil {
 			return err
 		}
-		who := provision.Identity{ID: shell.ID(), Limits: req.Limits, BootPath: sandbox.Restored}
-		vm, err = provision.Ready(ctx, fc, who, s.cfg.Log, s.cfg.Faults)
+		host := provision.Host{Records: s.cfg.Records, Log: s.cfg.Log, Faults: s.cfg.Faults}
+		vm, err = host.Ready(ctx, fc, provision.Identity{
+			ID: shell.ID(), Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.Restored,
+		})
 		return err
 	})
 	return vm, err

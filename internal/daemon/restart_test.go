@@ -1,0 +1,125 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/engine"
+	"github.com/emberd/emberd/internal/firecracker/fctest"
+	"github.com/emberd/emberd/internal/provision/pool"
+	"github.com/emberd/emberd/internal/x/fault"
+)
+
+// runUntil runs a daemon until the function it returns is called.
+func runUntil(t *testing.T, cfg Config) (*Daemon, func()) {
+	t.Helper()
+	d, err := New(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- d.Run(ctx) }()
+	return d, func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func awaitReady(t *testing.T, d *Daemon) {
+	t.Helper()
+	select {
+	case <-d.Ready():
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not become ready")
+	}
+}
+
+func TestNextDaemonGoesOn(t *testing.T) {
+	cfg := fakeConfig(t)
+	cfg.OnExit, cfg.Templates = Keep, false
+	cfg.Pool = map[string]pool.Bounds{"shell": {Min: 1, Max: 1}}
+	cfg.Faults = &fault.Set{}
+	launcher := cfg.Launcher.(*fctest.Launcher)
+
+	d, end := runUntil(t, cfg)
+	awaitReady(t, d)
+	c := client.New(d.Addr())
+	id, err := c.Create(t.Context(), "shell")
+	if err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the pool", func() bool { s, err := c.Pool(t.Context()); return err == nil && s[0].Ready == 1 })
+	end()
+	vmms := launcher.Running()
+	if len(vmms) != 2 {
+		t.Errorf("%d VMMs go on, want the sandbox's and the pool's", len(vmms))
+	}
+
+	seen := make(chan struct{})
+	held := make(chan struct{})
+	cfg.Faults.Do(engine.FaultRecover, func() error {
+		select {
+		case seen <- struct{}{}:
+		default:
+		}
+		<-held
+		return nil
+	})
+	cfg.OnExit = Stop
+	d, end = runUntil(t, cfg)
+	<-seen
+	c = client.New(d.Addr())
+	if err := c.Healthy(t.Context()); err != nil {
+		t.Errorf("while it starts: %v", err)
+	}
+	for what, ask := range map[string]func() error{
+		"readyz": func() error { return c.Ready(t.Context()) },
+		"list":   func() error { _, err := c.List(t.Context()); return err },
+		"get":    func() error { _, err := c.Get(t.Context(), id); return err },
+		"create": func() error { _, err := c.Create(t.Context(), "shell"); return err },
+		"exec":   func() error { _, err := c.Exec(t.Context(), id, client.Program{Code: "true"}); return err },
+		"delete": func() error { return c.Delete(t.Context(), id) },
+	} {
+		if e, ok := errors.AsType[*client.Error](ask()); !ok || e.Status != http.StatusServiceUnavailable || e.Code != "starting_up" {
+			t.Errorf("%s while it starts: %v", what, e)
+		}
+	}
+	select {
+	case <-d.Ready():
+		t.Error("it is ready before it has gone on with everything")
+	default:
+	}
+	close(held)
+	awaitReady(t, d)
+	if _, err := c.Get(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+	if res, err := c.Exec(t.Context(), id, client.Program{Code: "echo it goes on"}); err != nil || string(res.Stdout) != "it goes on\n" {
+		t.Errorf("%q, %v", res.Stdout, err)
+	}
+	await(t, "the pool", func() bool { s, err := c.Pool(t.Context()); return err == nil && s[0].Ready == 1 })
+	now := launcher.Running()
+	slices.Sort(vmms)
+	slices.Sort(now)
+	if !slices.Equal(now, vmms) {
+		t.Errorf("VMMs %v became %v", vmms, now)
+	}
+	end()
+	if pids := launcher.Running(); len(pids) > 0 {
+		t.Errorf("VMMs left running: %v", pids)
+	}
+	for _, dir := range []string{cfg.RunDir.Sandboxes(), cfg.RunDir.VMs()} {
+		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
+			t.Errorf("records left: %v, %v", entries, err)
+		}
+	}
+}

@@ -1,0 +1,56 @@
+package provision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/emberd/emberd/internal/firecracker"
+	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/store"
+)
+
+// FaultAdopt is the fault point of [Adopter.Adopt].
+const FaultAdopt = "provision.adopt"
+
+// Adopter takes over the VMs that an earlier daemon left.
+type Adopter struct {
+	Host
+	VMMs firecracker.Adopter
+	// Before is what there was before this daemon made anything.
+	Before []sandbox.VMID
+}
+
+// Left names the VMs of which anything was left when this daemon began.
+func (a Adopter) Left() []sandbox.VMID { return a.Before }
+
+// Adopt returns the VM of a record, with a new session to its agent, which has
+// to be the one that was armed when the record was written. After an error the
+// VM is to be removed.
+func (a Adopter) Adopt(ctx context.Context, rec store.VM) (*VM, error) {
+	if err := a.Faults.Hit(FaultAdopt); err != nil {
+		return nil, err
+	}
+	fc, err := firecracker.Adopt(ctx, a.VMMs, rec.ID, rec.Handle)
+	if err != nil {
+		return nil, err
+	}
+	session, err := Hello(ctx, fc, a.Log, a.Faults)
+	if err != nil {
+		return nil, errors.Join(a.lastWords(fmt.Errorf("agent: %w", err), fc), fc.Kill(ctx))
+	}
+	vm := &VM{ID: rec.ID, Agent: session, BootPath: rec.BootPath, vm: fc, records: a.Records}
+	if err := session.Prove(ctx, rec.Secret); err != nil {
+		return nil, errors.Join(err, vm.Kill(ctx))
+	}
+	return vm, nil
+}
+
+// Remove ends a VM that was not adopted and removes everything that was made for
+// it, its record last. That there is nothing is no error.
+func (a Adopter) Remove(ctx context.Context, id sandbox.VMID) error {
+	if err := a.VMMs.Remove(ctx, id); err != nil {
+		return err
+	}
+	return a.Records.DeleteVM(id)
+}
