@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bufio"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -158,5 +159,42 @@ func TestStats(t *testing.T) {
 		`"total":{"vmms":2,"own_bytes":5000,"shared_bytes":9000,"promised_mib":320,"capacity_mib":7000}}`
 	if got := request(t, newAPI(&fakeEngine{}), "GET", "/stats", "").Body.String(); got != want+"\n" {
 		t.Errorf("got  %s\nwant %s", got, want)
+	}
+}
+
+// A follower that does not read is let go, and nobody waits for it meanwhile.
+func TestSlowFollowerIsLetGo(t *testing.T) {
+	a, told := operated()
+	a.writeGrace = 100 * time.Millisecond
+	left := make(chan struct{})
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(left)
+		(&gate{a, Access{}}).ServeHTTP(w, r)
+	}))
+	defer srv.Close()
+	conn, err := net.Dial("tcp", srv.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close() }()
+	if _, err := fmt.Fprintf(conn, "GET /events?follow=1 HTTP/1.1\r\nHost: localhost\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		began := time.Now()
+		for range 100 {
+			told.Publish(sandbox.Event{Kind: sandbox.EventReady, Sandbox: knownID, Pack: "python"})
+		}
+		if took := time.Since(began); took > time.Second {
+			t.Fatalf("to publish 100 events took %v", took)
+		}
+		select {
+		case <-left:
+			return
+		case <-time.After(time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("the follower is still waited for")
+		}
 	}
 }
