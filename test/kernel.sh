@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Builds the guest kernel and runs the tests of real microVMs with it, in one
-# machine. It takes a while and is no part of CI. What is installed stays as it
-# is: the built kernel goes into a data directory of its own, beside a copy of the
-# rest. Usage: kernel.sh [TEST BINARY FLAGS]
+# Builds the guest kernel and runs the tests of real microVMs with it, as real.sh
+# does with Debian's. It takes a while and is no part of CI. What is installed
+# stays as it is: the built kernel goes into a data directory of its own, beside a
+# copy of the rest. Usage: kernel.sh [TEST BINARY FLAGS]
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,16 +17,4 @@ for part in firecracker packs kernel/machine; do
 	$sudo mkdir -p "$(dirname "$data/$part")"
 	$sudo cp -a "$installed/$part" "$data/$part"
 done
-$sudo bin/emberctl --data-dir "$data" setup --kernel=build
-
-out=$(mktemp -d)
-ctl() { bin/emberctl --data-dir "$data" machine "$1" --name test-kernel "${@:2}"; }
-finish() {
-	ctl stop || true
-	rm -rf "$out"
-}
-trap finish EXIT
-
-CGO_ENABLED=0 go test -c -o "$out/real.test" ./test/real
-ctl start --listen ''
-ctl exec -- "$out/real.test" -real -kernel build -test.v -test.timeout 30m "$@"
+KERNEL=build DATA_DIR=$data exec ./test/real.sh "$@"

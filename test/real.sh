@@ -4,12 +4,17 @@
 #   real.sh          every test, in two machines side by side: a machine has one
 #                    vCPU, and this uses two of the host's
 #   real.sh FLAG...  one machine, with these flags of a test binary
+#
+# With KERNEL=build the guests run the kernel that setup builds, with DATA_DIR
+# everything is kept there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 sudo=
 [[ $EUID -eq 0 ]] || sudo=sudo
-$sudo bin/emberctl setup
+export EMBERD_DATA_DIR=${DATA_DIR:-/var/lib/emberd}
+kernel=${KERNEL:-} # empty is the one that is installed
+$sudo bin/emberctl --data-dir "$EMBERD_DATA_DIR" setup ${kernel:+--kernel="$kernel"}
 
 out=$(mktemp -d)
 machines=()
@@ -40,7 +45,8 @@ run_once() { # MACHINE FLAG...
 	local m=$1
 	shift
 	bin/emberctl machine start --name "$m" --listen '' || return
-	bin/emberctl machine exec --name "$m" -- "$out/real.test" -real -test.v -test.timeout 60m "$@"
+	bin/emberctl machine exec --name "$m" -- "$out/real.test" -real -kernel "$kernel" \
+		-test.v -test.timeout 60m "$@"
 }
 
 if [[ $# -gt 0 ]]; then
