@@ -64,7 +64,6 @@ type (
 	snapshotLoad struct {
 		StatePath string        `json:"snapshot_path"`
 		Memory    memoryBackend `json:"mem_backend"`
-		Resume    bool          `json:"resume_vm"`
 	}
 	memoryBackend struct {
 		Type string `json:"backend_type"`

@@ -53,13 +53,13 @@ func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (*VM, 
 	}
 	files := map[string]string{kernelFile: cfg.Kernel, initrdFile: cfg.Initrd, rootfsFile: cfg.Rootfs}
 	vm, err := shell.become(ctx, cfg.Size, files, []step{
-		{FaultMachine, http.MethodPut, "/machine-config", machineConfig{VCPUs: cfg.Size.VCPUs, MemoryMiB: cfg.Size.MemoryMiB}},
-		{FaultCPU, http.MethodPut, "/cpu-config", withoutVirtualisation},
-		{FaultKernel, http.MethodPut, "/boot-source", bootSource{KernelPath: "/" + kernelFile, InitrdPath: "/" + initrdFile, BootArgs: cfg.BootArgs}},
-		{FaultDrive, http.MethodPut, "/drives/rootfs", drive{ID: "rootfs", Path: "/" + rootfsFile, IsReadOnly: true}},
-		{FaultVsock, http.MethodPut, "/vsock", vsockDevice{GuestCID: guestCID, UDSPath: "/" + vsockSocket}},
-		{FaultEntropy, http.MethodPut, "/entropy", entropyDevice{}},
-		{FaultStart, http.MethodPut, "/actions", action{Type: "InstanceStart"}},
+		call(FaultMachine, http.MethodPut, "/machine-config", machineConfig{VCPUs: cfg.Size.VCPUs, MemoryMiB: cfg.Size.MemoryMiB}),
+		call(FaultCPU, http.MethodPut, "/cpu-config", withoutVirtualisation),
+		call(FaultKernel, http.MethodPut, "/boot-source", bootSource{KernelPath: "/" + kernelFile, InitrdPath: "/" + initrdFile, BootArgs: cfg.BootArgs}),
+		call(FaultDrive, http.MethodPut, "/drives/rootfs", drive{ID: "rootfs", Path: "/" + rootfsFile, IsReadOnly: true}),
+		call(FaultVsock, http.MethodPut, "/vsock", vsockDevice{GuestCID: guestCID, UDSPath: "/" + vsockSocket}),
+		call(FaultEntropy, http.MethodPut, "/entropy", entropyDevice{}),
+		call(FaultStart, http.MethodPut, "/actions", action{Type: "InstanceStart"}),
 	}, faults)
 	if err != nil {
 		return nil, fmt.Errorf("boot microVM: %w", err)

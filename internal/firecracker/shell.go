@@ -74,10 +74,15 @@ func (s *Shell) Kill(ctx context.Context) error {
 	return s.process.Kill(ctx)
 }
 
-// step is one API call on the way to a VM.
+// step is one on the way to a VM.
 type step struct {
-	fault, method, path string
-	body                any
+	fault string
+	do    func(context.Context, *apiClient) error
+}
+
+// call is a step that is one API call.
+func call(fault, method, path string, body any) step {
+	return step{fault, func(ctx context.Context, api *apiClient) error { return api.call(ctx, method, path, body) }}
 }
 
 // become carries out the steps that turn the shell into a VM. On error nothing
@@ -97,7 +102,7 @@ func (s *Shell) become(ctx context.Context, size sandbox.Size, files map[string]
 		if err := faults.Hit(step.fault); err != nil {
 			return nil, err
 		}
-		if err := s.api.call(ctx, step.method, step.path, step.body); err != nil {
+		if err := step.do(ctx, s.api); err != nil {
 			return nil, err
 		}
 	}

@@ -2,6 +2,7 @@ package firecracker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"path/filepath"
@@ -20,11 +21,15 @@ const (
 // SnapshotFaultPoints are the steps of [VM.Snapshot] that a test can break.
 var SnapshotFaultPoints = []string{FaultPause, FaultSave, FaultTake}
 
-// FaultLoad is the fault point of loading a snapshot.
-const FaultLoad = "firecracker.load"
+// Fault points of [Shell.Restore].
+const (
+	FaultLoad   = "firecracker.load"
+	FaultCopy   = "firecracker.copy"
+	FaultResume = "firecracker.resume"
+)
 
 // RestoreFaultPoints are the steps of [Shell.Restore] that a test can break.
-var RestoreFaultPoints = []string{FaultEquip, FaultLoad, FaultConfine}
+var RestoreFaultPoints = []string{FaultEquip, FaultLoad, FaultCopy, FaultResume, FaultConfine}
 
 // Snapshot is a microVM that was stopped. Any number of VMs may be restored from
 // it, at the same time too: its files are shared and never written, and must
@@ -52,13 +57,13 @@ func (vm *VM) Snapshot(ctx context.Context, dir string, faults *fault.Set) error
 	api := newAPIClient(vm.dialAPI)
 	defer api.close()
 	for _, step := range []step{
-		{FaultPause, http.MethodPatch, "/vm", vmState{State: "Paused"}},
-		{FaultSave, http.MethodPut, "/snapshot/create", snapshotCreate{Type: "Full", StatePath: "/" + stateFile, MemoryPath: "/" + memoryFile}},
+		call(FaultPause, http.MethodPatch, "/vm", vmState{State: "Paused"}),
+		call(FaultSave, http.MethodPut, "/snapshot/create", snapshotCreate{Type: "Full", StatePath: "/" + stateFile, MemoryPath: "/" + memoryFile}),
 	} {
 		if err := faults.Hit(step.fault); err != nil {
 			return err
 		}
-		if err := api.call(ctx, step.method, step.path, step.body); err != nil {
+		if err := step.do(ctx, api); err != nil {
 			return fmt.Errorf("snapshot: %w\nconsole: %s", err, vm.Console())
 		}
 	}
@@ -76,18 +81,44 @@ func (vm *VM) Snapshot(ctx context.Context, dir string, faults *fault.Set) error
 
 // Restore makes the shell the VM of a snapshot and returns when its vCPUs run:
 // the guest goes on where it was stopped, except that its connections are gone.
-// On error nothing is left of the shell.
-func (s *Shell) Restore(ctx context.Context, snap Snapshot, faults *fault.Set) (*VM, error) {
+// The guest gets its own copy of the pages written before that, which are those
+// that it is going to write to; see [VM.Written]. On error nothing is left of the
+// shell.
+func (s *Shell) Restore(ctx context.Context, snap Snapshot, written Pages, faults *fault.Set) (*VM, error) {
 	files := map[string]string{rootfsFile: snap.Rootfs, stateFile: snap.State, memoryFile: snap.Memory}
 	vm, err := s.become(ctx, snap.Size, files, []step{
-		{FaultLoad, http.MethodPut, "/snapshot/load", snapshotLoad{
+		call(FaultLoad, http.MethodPut, "/snapshot/load", snapshotLoad{
 			StatePath: "/" + stateFile,
 			Memory:    memoryBackend{Type: "File", Path: "/" + memoryFile},
-			Resume:    true,
-		}},
+		}),
+		{FaultCopy, func(context.Context, *apiClient) error { return s.copyAhead(written, snap) }},
+		call(FaultResume, http.MethodPatch, "/vm", vmState{State: "Resumed"}),
 	}, faults)
 	if err != nil {
 		return nil, fmt.Errorf("restore microVM: %w", err)
 	}
 	return vm, nil
+}
+
+func (s *Shell) copyAhead(pages Pages, snap Snapshot) error {
+	if len(pages) == 0 {
+		return nil
+	}
+	memory, err := openMemory(s.process.Jail().PID, snap.Memory)
+	if err != nil {
+		return err
+	}
+	return errors.Join(memory.copyAhead(pages), memory.close())
+}
+
+// Written returns the pages of its memory that a VM, which was restored from that
+// snapshot, has written to by now. Another VM that is going to do the same can be
+// given copies of them ahead. The error says why that cannot be done on this host.
+func (vm *VM) Written(snap Snapshot) (Pages, error) {
+	memory, err := openMemory(vm.process.Jail().PID, snap.Memory)
+	if err != nil {
+		return nil, err
+	}
+	pages, err := memory.written()
+	return pages, errors.Join(err, memory.close())
 }

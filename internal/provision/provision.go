@@ -30,6 +30,9 @@ type Request struct {
 	Limits sandbox.Limits
 	// BootPath, if it is set, is the one way that will do.
 	BootPath sandbox.BootPath
+	// Ahead says that nobody waits for the VM yet, so that more may be done for
+	// its first program.
+	Ahead bool
 	// Begin is called before the first side effect on the host, with the id of
 	// the VM that is about to be made, so that the caller has a record of it. An
 	// error ends the request. It is called again, with another id, when nothing
@@ -81,6 +84,9 @@ func (v *VM) Console() string { return v.vm.Console() }
 
 // Jail is what confines the VMM.
 func (v *VM) Jail() sandbox.Jail { return v.vm.Jail() }
+
+// Written is [firecracker.VM.Written].
+func (v *VM) Written(snap firecracker.Snapshot) (firecracker.Pages, error) { return v.vm.Written(snap) }
 
 // Kill ends the VM and removes everything that was made for it. It may be
 // called again.

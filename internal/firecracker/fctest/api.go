@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/emberd/emberd/internal/agent/agenttest"
 )
 
@@ -64,7 +66,6 @@ type body struct {
 		Type string `json:"backend_type"`
 		Path string `json:"backend_path"`
 	} `json:"mem_backend"`
-	Resume bool `json:"resume_vm"`
 }
 
 // call carries out one request.
@@ -115,7 +116,7 @@ func (v *vmm) call(r *http.Request) error {
 		}
 		v.start()
 	case "PATCH /vm":
-		v.paused = b.State == "Paused"
+		v.pause(b.State == "Paused")
 	case "PUT /snapshot/create":
 		return v.save(b)
 	case "PUT /snapshot/load":
@@ -156,8 +157,14 @@ func (v *vmm) start() {
 	}
 }
 
-// memoryMark begins a fake's memory. The rest of it is a hole.
+// memoryMark begins the pages of a fake's memory that it writes to when it was
+// restored. The rest of it is a hole.
 const memoryMark = "memory of a fake guest"
+
+// WrittenPages are these pages.
+var WrittenPages = [...]int64{0, 2}
+
+const pageSize = 4096
 
 // save writes a snapshot.
 func (v *vmm) save(b body) error {
@@ -165,11 +172,16 @@ func (v *vmm) save(b body) error {
 	if err != nil {
 		return err
 	}
-	memory := jailPath(b.MemoryPath)
+	var memory []byte
+	for _, page := range WrittenPages {
+		memory = append(memory, make([]byte, page*pageSize-int64(len(memory)))...)
+		memory = append(memory, memoryMark...)
+	}
+	path := jailPath(b.MemoryPath)
 	return errors.Join(
 		os.WriteFile(jailPath(b.StatePath), state, 0o600),
-		os.WriteFile(memory, []byte(memoryMark), 0o600),
-		os.Truncate(memory, int64(v.vm.MemoryMiB)<<20),
+		os.WriteFile(path, memory, 0o600),
+		os.Truncate(path, int64(v.vm.MemoryMiB)<<20),
 	)
 }
 
@@ -192,7 +204,7 @@ func (v *vmm) load(b body) (err error) {
 	if err != nil {
 		return err
 	}
-	if b.Memory.Type != "File" || !b.Resume || memory.Size() != int64(v.vm.MemoryMiB)<<20 {
+	if b.Memory.Type != "File" || memory.Size() != int64(v.vm.MemoryMiB)<<20 {
 		return fmt.Errorf("memory %s of %d bytes does not fit the snapshot", b.Memory.Path, memory.Size())
 	}
 	if err := readable(v.vm.Drive, b.Memory.Path); err != nil {
@@ -201,6 +213,32 @@ func (v *vmm) load(b body) (err error) {
 	if err := v.listenVsock(v.vm.Vsock); err != nil {
 		return err
 	}
-	v.start()
+	if v.memory, err = mapMemory(jailPath(b.Memory.Path), int(memory.Size())); err != nil {
+		return err
+	}
+	v.running, v.paused = true, true
 	return nil
+}
+
+// pause stops the guest or has it go on. One that was restored writes to its
+// memory when it does.
+func (v *vmm) pause(stop bool) {
+	resumed := v.paused && !stop
+	if v.paused = stop; resumed && v.memory != nil {
+		for _, page := range WrittenPages {
+			v.memory[page*pageSize]++
+		}
+		v.memory = nil
+		v.start()
+	}
+}
+
+// mapMemory maps a guest's memory as Firecracker does. It stays mapped.
+func mapMemory(path string, size int) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	return unix.Mmap(int(f.Fd()), 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
 }

@@ -24,6 +24,7 @@ type vmm struct {
 	vm       machine
 	running  bool
 	paused   bool
+	memory   []byte // of a guest that was restored and has not gone on
 	exitCode int
 }
 

@@ -119,7 +119,7 @@ func (p *Pool) supply(s *shelf) (*provision.VM, error) {
 		return nil, err
 	}
 	return p.cfg.Source.Provision(p.ctx, provision.Request{
-		Pack: s.stock.Pack, Limits: s.stock.Limits,
+		Pack: s.stock.Pack, Limits: s.stock.Limits, Ahead: true,
 		// It is no sandbox's, so there is no record of it.
 		Begin: func(sandbox.VMID) error { return nil },
 	})

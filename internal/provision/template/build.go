@@ -29,11 +29,12 @@ const (
 	FaultRehearse = "template.rehearse"
 	FaultSeal     = "template.seal"
 	FaultProve    = "template.prove"
+	FaultWrite    = "template.write"
 	FaultPublish  = "template.publish"
 )
 
 // FaultPoints are the steps of the making of a template that a test can break.
-var FaultPoints = []string{FaultDir, FaultBoot, FaultWarm, FaultRehearse, FaultSeal, FaultProve, FaultPublish}
+var FaultPoints = []string{FaultDir, FaultBoot, FaultWarm, FaultRehearse, FaultSeal, FaultProve, FaultWrite, FaultPublish}
 
 // rehearsals is how many programs are run before the snapshot is taken, so that
 // what a program needs is in the guest's memory.
@@ -172,7 +173,8 @@ func (s *Templates) build(ctx context.Context, j *job, dir string, key Key, p pa
 		{FaultDir, "booting", func() error { return os.Mkdir(partial, 0o700) }},
 		{FaultBoot, "booting", func() error { return s.snapshot(ctx, j, partial, key, p) }},
 		{FaultSeal, "hashing", func() (err error) { m, err = seal(ctx, partial, p.Name, key); return err }},
-		{FaultProve, "restoring", func() error { return s.prove(ctx, partial, m, p) }},
+		{FaultProve, "restoring", func() error { return s.prove(ctx, partial, &m, p) }},
+		{FaultWrite, "publishing", func() error { return m.write(partial) }},
 		{FaultPublish, "publishing", func() error { return swapdir.Publish(partial, dir) }},
 	} {
 		j.enter(step.phase)
@@ -241,10 +243,10 @@ func rehearse(ctx context.Context, session *agent.Session) error {
 	return nil
 }
 
-// prove restores a VM from a template that nobody uses yet, and runs a program
-// in it.
-func (s *Templates) prove(ctx context.Context, dir string, m manifest, p pack.Pack) (err error) {
-	t, err := look(dir, m, p.RootfsPath)
+// prove restores a VM from a template that nobody uses yet, and runs a program in
+// it. It notes in m what others are going to write to.
+func (s *Templates) prove(ctx context.Context, dir string, m *manifest, p pack.Pack) (err error) {
+	t, err := look(dir, *m, p.RootfsPath)
 	if err != nil {
 		return err
 	}
@@ -259,5 +261,16 @@ func (s *Templates) prove(ctx context.Context, dir string, m manifest, p pack.Pa
 		defer cancel()
 		err = errors.Join(err, vm.Kill(ctx))
 	}()
-	return rehearse(ctx, vm.Agent)
+	armed, blind := vm.Written(t.snapshot)
+	// What was ready before it was armed is made anew.
+	if err := errors.Join(vm.Agent.Warm(ctx), rehearse(ctx, vm.Agent), vm.Agent.Warm(ctx)); err != nil {
+		return err
+	}
+	rehearsed, err := vm.Written(t.snapshot)
+	if err := errors.Join(blind, err); err != nil {
+		s.cfg.Log.Warn("restores take longer than they need to", "pack", p.Name, "err", err)
+		return nil
+	}
+	m.Armed, m.Rehearsed = armed, rehearsed
+	return nil
 }

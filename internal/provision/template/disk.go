@@ -22,7 +22,7 @@ import (
 const (
 	manifestFile  = "manifest.json"
 	partialSuffix = ".partial"
-	maxManifest   = 64 << 10
+	maxManifest   = 1 << 20
 )
 
 // manifest is what a template was made from and what its files hold.
@@ -34,6 +34,11 @@ type manifest struct {
 	// file's pages, in hex.
 	State  string `json:"state"`
 	Memory string `json:"memory"`
+	// Armed are the pages that a VM has written to when it is armed, Rehearsed
+	// when it has run its first program as well. There are none on a host on which
+	// emberd may not look into its VMMs.
+	Armed     firecracker.Pages `json:"armed,omitempty"`
+	Rehearsed firecracker.Pages `json:"rehearsed,omitempty"`
 }
 
 // template is one whose files were verified. It is a value that nobody changes.
@@ -130,6 +135,11 @@ func load(ctx context.Context, dir string, key Key, rootfs string) (*template, e
 	if m.Key != key {
 		return nil, fmt.Errorf("it was made for %+v, not for %+v", m.Key, key)
 	}
+	for _, pages := range []firecracker.Pages{m.Armed, m.Rehearsed} {
+		if err := pages.Check(int64(key.Size.MemoryMiB) << 20); err != nil {
+			return nil, fmt.Errorf("%s: %w", manifestFile, err)
+		}
+	}
 	// A change while a file is being hashed is found by the look before the first
 	// restore.
 	t, err := look(dir, m, rootfs)
@@ -153,8 +163,8 @@ func load(ctx context.Context, dir string, key Key, rootfs string) (*template, e
 	return t, nil
 }
 
-// seal makes what a VMM has left in dir a template: with holes for the empty
-// pages of its memory, and a manifest.
+// seal has what a VMM has left in dir be a template's files, with holes for the
+// empty pages of its memory, and describes them.
 func seal(ctx context.Context, dir, pack string, key Key) (m manifest, err error) {
 	snap := firecracker.SnapshotIn(dir, key.Size, "")
 	m = manifest{Pack: pack, Key: key, CreatedAt: time.Now().UTC()}
@@ -172,11 +182,16 @@ func seal(ctx context.Context, dir, pack string, key Key) (m manifest, err error
 			return m, err
 		}
 	}
-	raw, err := json.MarshalIndent(m, "", "  ")
+	return m, nil
+}
+
+// write writes the manifest of the template in dir.
+func (m manifest) write(dir string) error {
+	raw, err := json.Marshal(m)
 	if err != nil {
-		return m, err
+		return err
 	}
-	return m, os.WriteFile(filepath.Join(dir, manifestFile), append(raw, '\n'), 0o600)
+	return os.WriteFile(filepath.Join(dir, manifestFile), append(raw, '\n'), 0o600)
 }
 
 // sweep removes what is no template of this host's: what was being made when a

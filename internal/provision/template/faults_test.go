@@ -30,7 +30,7 @@ func TestFullDisk(t *testing.T) {
 	t.Setenv("TMPDIR", small)
 	f := newFixture(t)
 	filler := filepath.Join(small, "filler")
-	for _, point := range []string{firecracker.FaultSave, FaultSeal} {
+	for _, point := range []string{firecracker.FaultSave, FaultWrite} {
 		t.Run(point, func(t *testing.T) {
 			f.faults.Do(point, func() error { fill(t, filler); return nil })
 			_, err := f.Build(t.Context(), f.shell(), sandbox.DefaultSize)

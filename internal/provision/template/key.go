@@ -91,7 +91,7 @@ type Key struct {
 }
 
 // format is raised when templates of before can no longer be used.
-const format = 1
+const format = 2
 
 // ID names the templates of the key.
 func (k Key) ID() string {

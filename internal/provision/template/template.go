@@ -190,8 +190,12 @@ func (s *Templates) restore(ctx context.Context, t *template, req provision.Requ
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.RestoreTimeout, errors.New("the restore took too long"))
 	defer cancel()
+	pages := t.Armed
+	if req.Ahead {
+		pages = t.Rehearsed
+	}
 	err = s.shells.Use(ctx, req.Begin, func(shell *firecracker.Shell) error {
-		fc, err := shell.Restore(ctx, t.snapshot, s.cfg.Faults)
+		fc, err := shell.Restore(ctx, t.snapshot, pages, s.cfg.Faults)
 		if err != nil {
 			return err
 		}

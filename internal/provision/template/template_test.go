@@ -355,3 +355,23 @@ func TestRestoreThatIsGivenUp(t *testing.T) {
 		t.Error("it counts as a failure")
 	}
 }
+
+// What the VM that proves a template has written to, others are given ahead.
+func TestWrittenPagesAreKept(t *testing.T) {
+	f := newFixture(t)
+	f.build()
+	list := f.List()
+	if len(list) != 1 {
+		t.Fatalf("listed: %+v", list)
+	}
+	m, err := readManifest(filepath.Join(f.cfg.Dir, list[0].ID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := (firecracker.Pages{{0, 1}, {2, 1}}); !slices.Equal(m.Armed, want) || !slices.Equal(m.Rehearsed, want) {
+		t.Errorf("armed: %v, rehearsed: %v; a fake writes to %v", m.Armed, m.Rehearsed, fctest.WrittenPages)
+	}
+	if path := f.provide(); path != sandbox.Restored {
+		t.Errorf("a VM came by %s", path)
+	}
+}
