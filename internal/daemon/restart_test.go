@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"slices"
@@ -121,5 +122,78 @@ func TestNextDaemonGoesOn(t *testing.T) {
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			t.Errorf("records left: %v, %v", entries, err)
 		}
+	}
+}
+
+// A daemon that is asked to end refuses what is new at once, finishes what is
+// under way, and leaves all of it to the next one.
+func TestDrain(t *testing.T) {
+	const n = 5
+	cfg := fakeConfig(t)
+	cfg.OnExit, cfg.Templates, cfg.Faults = Keep, false, &fault.Set{}
+	cfg.Capacity = engine.Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100}
+	d, end := runUntil(t, cfg)
+	awaitReady(t, d)
+	c := client.New(d.Addr())
+	first, err := c.Create(t.Context(), "shell")
+	if err != nil {
+		t.Fatal(err)
+	}
+	arrived, goOn := make(chan struct{}, n), make(chan struct{})
+	cfg.Faults.Do(engine.FaultReady, func() error {
+		arrived <- struct{}{}
+		<-goOn
+		return nil
+	})
+	results := make(chan error, 2*n)
+	for range n {
+		go func() {
+			_, err := c.Create(t.Context(), "shell")
+			results <- err
+		}()
+		go func() {
+			res, err := c.Exec(t.Context(), first, client.Program{Code: "sleep 1; exit 7"})
+			if err == nil && res.ExitCode != 7 {
+				err = fmt.Errorf("status %d", res.ExitCode)
+			}
+			results <- err
+		}()
+	}
+	for range n {
+		<-arrived
+	}
+	ended := make(chan struct{})
+	go func() { defer close(ended); end() }()
+	await(t, "the refusal", func() bool {
+		e, ok := errors.AsType[*client.Error](c.Ready(t.Context()))
+		return ok && e.Code == "shutting_down"
+	})
+	began := time.Now()
+	_, err = c.Create(t.Context(), "shell")
+	if e, ok := errors.AsType[*client.Error](err); !ok || e.Status != http.StatusServiceUnavailable || e.Code != "shutting_down" {
+		t.Errorf("a create while it drains: %v", err)
+	}
+	if took := time.Since(began); took > 100*time.Millisecond {
+		t.Errorf("its answer took %v", took)
+	}
+	select {
+	case <-ended:
+		t.Error("it ended before what was under way was done")
+	default:
+	}
+	close(goOn)
+	for range 2 * n {
+		if err := <-results; err != nil {
+			t.Error(err)
+		}
+	}
+	<-ended
+
+	cfg.OnExit, cfg.Faults = Stop, nil
+	d, end = runUntil(t, cfg)
+	defer end()
+	awaitReady(t, d)
+	if list, err := client.New(d.Addr()).List(t.Context()); err != nil || len(list) != n+1 {
+		t.Errorf("the next daemon has %d sandboxes, want %d: %v", len(list), n+1, err)
 	}
 }
