@@ -105,7 +105,7 @@ func TestKilledDaemonIsGoneOnWith(t *testing.T) {
 	flags := append([]string{"--on-exit", "keep"}, plain...)
 	d := startEmberd(t, data, run, flags...)
 	empty := d.ready
-	const n = 4
+	n := span(4, 8)
 	var ids []string
 	pids, uptimes, counts := map[string]int{}, map[string]float64{}, map[string]float64{}
 	for range n {
@@ -141,6 +141,7 @@ func TestKilledDaemonIsGoneOnWith(t *testing.T) {
 		}
 		d = startEmberd(t, data, run, flags...)
 		took = append(took, d.ready)
+		t.Logf("round %d: ready after %v; %s", round, d.ready, d.recovery())
 		now := d.sandboxes(t)
 		if len(now) != n {
 			t.Fatalf("round %d: %d sandboxes of %d\n%s", round, len(now), n, d.log)
@@ -195,6 +196,16 @@ func TestKilledDaemonIsGoneOnWith(t *testing.T) {
 	}
 }
 
+// recovery is what the daemon says that it found.
+func (d *emberd) recovery() string {
+	for line := range strings.Lines(d.log.String()) {
+		if _, found, ok := strings.Cut(line, `msg="went on with what an earlier emberd left" `); ok {
+			return strings.TrimSpace(found)
+		}
+	}
+	return "it found nothing"
+}
+
 // A sandbox whose VMM ended while no daemon ran is lost. What a daemon that was
 // killed left otherwise is removed, and nothing that is not its own is touched,
 // however much it looks like it.
@@ -222,7 +233,7 @@ func TestDebrisAndLookalikes(t *testing.T) {
 
 	// Strangers: programs of the VMM's name, one of them in a cgroup among the
 	// jails', and one whose number is in a record.
-	strangers := []*exec.Cmd{stranger(t), stranger(t)}
+	t.Cleanup(func() { _ = os.Remove(cgroups) }) // which the daemon leaves to them
 	foreign := []string{filepath.Join(jails, "notes"), filepath.Join(cgroups, "backup"), "/sys/fs/cgroup/emberd-00000000"}
 	for _, dir := range foreign {
 		if err := os.Mkdir(dir, 0o700); err != nil {
@@ -230,6 +241,7 @@ func TestDebrisAndLookalikes(t *testing.T) {
 		}
 		t.Cleanup(func() { _ = os.Remove(dir) })
 	}
+	strangers := []*exec.Cmd{stranger(t), stranger(t)}
 	procs := filepath.Join(foreign[1], "cgroup.procs")
 	if err := os.WriteFile(procs, []byte(strconv.Itoa(strangers[0].Process.Pid)), 0); err != nil {
 		t.Fatal(err)
