@@ -27,6 +27,8 @@ Classes are never mixed. A sandbox counts as what its record says:
   delete                                     until the answer
   delete_gone                                until process, cgroup and files are gone
   cycle                                      create from the pool, first exec, delete
+  node_exec, node_exec_in_a_row              console.log(42), if there is a pack node
+  node_plain_start                           the same by fork and exec in the sandbox
   floor_restore                              Firecracker alone: start, load, first answer
   http                                       a request for which nothing is done
 

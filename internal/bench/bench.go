@@ -346,7 +346,12 @@ for (let i = 0; i < 6; i++) {
   if (i) console.log(String((process.hrtime.bigint() - began) / 1000n));
 }`
 
-// node measures an exec of the node pack against node's own plain start.
+// nodeExecs is how many are measured at most: node takes seconds to start where the
+// processor is emulated.
+const nodeExecs = 6
+
+// node measures an exec of the node pack against node's own plain start: with the
+// next interpreter ready, and at once.
 func (b *run) node(ctx context.Context) error {
 	info, err := b.Client.Info(ctx)
 	if err != nil {
@@ -361,14 +366,25 @@ func (b *run) node(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		for range b.N {
-			if _, err := b.timed("node_exec", func() error {
-				res, err := b.exec(ctx, id, "console.log(42)")
-				if err == nil && string(res.Stdout) != "42\n" {
-					err = fmt.Errorf("node printed %.100q", res.Stdout)
-				}
+		answer := func() error {
+			res, err := b.exec(ctx, id, "console.log(42)")
+			if err == nil && string(res.Stdout) != "42\n" {
+				err = fmt.Errorf("node printed %.100q", res.Stdout)
+			}
+			return err
+		}
+		// The next interpreter is ready when it has been started and rehearsed.
+		ready := max(thought, 3*time.Duration(plain.P50*float64(time.Millisecond)))
+		for range min(b.N, nodeExecs) {
+			if err := pause(ctx, ready); err != nil {
 				return err
-			}); err != nil {
+			}
+			if _, err := b.timed("node_exec", answer); err != nil {
+				return err
+			}
+		}
+		for range min(b.N, nodeExecs) {
+			if _, err := b.timed("node_exec_in_a_row", answer); err != nil {
 				return err
 			}
 		}
