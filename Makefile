@@ -6,17 +6,22 @@ SHELL := bash
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X github.com/emberd/emberd/internal/version.Version=$(VERSION)
 GOLANGCI_LINT_VERSION := v2.15.0
+NFPM_VERSION := v2.43.4
 
 # Where an emberd that is set up keeps its kernels.
 DATA_DIR ?= /var/lib/emberd
 
 .PHONY: help
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## put emberd, emberctl and emberd-init into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/emberd ./cmd/emberctl ./cmd/emberd-init
+
+.PHONY: packages
+packages: build ## put a .deb and a .rpm into bin/packages/
+	./packaging/build.sh $(NFPM_VERSION) bin $(VERSION) bin/packages
 
 .PHONY: demo
 demo: ## set up what is missing and print 42 from a microVM
@@ -36,6 +41,10 @@ test-http: ## the API against a browser, a fuzzer and slow clients
 .PHONY: test-real
 test-real: build ## the tests of real microVMs, inside the machine
 	./test/real.sh
+
+.PHONY: test-packages
+test-packages: build ## install, upgrade and purge the packages on a clean Debian
+	./test/packages.sh $(NFPM_VERSION) $(VERSION)
 
 .PHONY: test-long
 test-long: build ## floods, bombs, residue and all programs of Node; an hour and a half, not in CI

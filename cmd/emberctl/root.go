@@ -12,6 +12,7 @@ import (
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/version"
+	"github.com/emberd/emberd/internal/x/manpage"
 )
 
 // app is what every command has: the three streams and the global flags.
@@ -91,6 +92,7 @@ func newRoot(a *app) *cobra.Command {
 		newDoctorCmd(a),
 		newSupportBundleCmd(a),
 		newBenchCmd(a),
+		manpage.Command("1"),
 	)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError(err) })
 	wrapArgs(root)

@@ -15,6 +15,7 @@ import (
 	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/version"
+	"github.com/emberd/emberd/internal/x/manpage"
 	"github.com/emberd/emberd/internal/x/systemd"
 )
 
@@ -90,7 +91,7 @@ func newCmd() *cobra.Command {
 	f.StringVar(&p.file, "config", "", "file of settings ($EMBERD_CONFIG); by default "+paths.DefaultConfig+" if there is one")
 	p.settings.AddTo(f)
 	cmd.SetUsageFunc(p.usage)
-	cmd.AddCommand(newConfigCmd(p))
+	cmd.AddCommand(newConfigCmd(p), manpage.Command("8"))
 	return cmd
 }
 

@@ -75,11 +75,16 @@ const (
 )
 
 // Derive says that the default of the setting called name is made from the host
-// or from other settings, by rule; in files that are the same on every host,
-// example stands for it, as TOML.
+// or from other settings, by rule, which is what is said of it everywhere: help
+// and files are the same on every host. In the sample, example stands for it, as
+// TOML.
 func (t *Table) Derive(name, rule, example string) {
 	f := t.lookup(name)
 	f.Annotations = map[string][]string{ruleOf: {rule}, exampleOf: {example}}
+	f.Usage += "; by default " + rule
+	if f.DefValue = ""; kindOf(f) == kindNumber {
+		f.DefValue = "0"
+	}
 }
 
 // rule is how the default of f is made, "" if it is the same everywhere.

@@ -156,7 +156,7 @@ func TestSample(t *testing.T) {
 
 ## First
 
-# Who it is. By default whoever asks.
+# Who it is; by default whoever asks.
 #name = "me"
 
 # How many there may be.

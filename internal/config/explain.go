@@ -73,14 +73,12 @@ func (t *Table) WriteSample(w io.Writer) error {
 		}
 		var err error
 		s.flags.VisitAll(func(f *pflag.Flag) {
-			text := sentence(f.Usage)
 			value := written(f, f.DefValue)
-			if r := rule(f); r != "" {
-				text += " By default " + r + "."
+			if rule(f) != "" {
 				value = f.Annotations[exampleOf][0]
 			}
 			if err == nil {
-				_, err = fmt.Fprintf(w, "\n%s#%s = %s\n", comment(text), f.Name, value)
+				_, err = fmt.Fprintf(w, "\n%s#%s = %s\n", comment(sentence(f.Usage)), f.Name, value)
 			}
 		})
 		if err != nil {
@@ -98,7 +96,10 @@ func (t *Table) WriteReference(w io.Writer) error {
 		}
 		var err error
 		s.flags.VisitAll(func(f *pflag.Flag) {
-			value := cmp.Or(rule(f), "`"+written(f, f.DefValue)+"`")
+			value := "`" + written(f, f.DefValue) + "`"
+			if rule(f) != "" {
+				value = ""
+			}
 			if err == nil {
 				_, err = fmt.Fprintf(w, "| `%s` | %s | %s |\n", f.Name, value, sentence(f.Usage))
 			}

@@ -73,6 +73,11 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := cfg.Limits.Check(); err != nil {
 		return nil, err
 	}
+	// Before what `emberctl setup` would mend, which would be for nothing.
+	kvm, err := checkKVM(cfg)
+	if err != nil {
+		return nil, err
+	}
 	records, err := store.Open(cfg.RunDir)
 	if err != nil {
 		return nil, err
@@ -86,9 +91,8 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	info := describe(cfg, packs, kept)
+	info := describe(cfg, packs, kept, kvm)
 	launcher := cfg.Launcher
-	info.KVM = "emulated" // of a launcher that is not the jail no better is known
 	if launcher == nil {
 		if launcher, err = d.openJail(ctx, &info); err != nil {
 			return nil, err
@@ -141,7 +145,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 }
 
 // describe returns what there is to say about a daemon before it runs.
-func describe(cfg Config, packs *pack.Registry, kept []pool.Stock) rest.Info {
+func describe(cfg Config, packs *pack.Registry, kept []pool.Stock, kvm string) rest.Info {
 	fastest := sandbox.ColdBoot
 	switch {
 	case len(kept) > 0:
@@ -151,18 +155,25 @@ func describe(cfg Config, packs *pack.Registry, kept []pool.Stock) rest.Info {
 	}
 	return rest.Info{
 		GuestRAMMiB: cfg.Limits.Default.MemoryMiB, GuestVCPUs: cfg.Limits.Default.VCPUs,
-		BootPath: string(fastest), Packs: packs.Names(), WorkDir: string(cfg.DataDir),
+		KVM: kvm, BootPath: string(fastest), Packs: packs.Names(), WorkDir: string(cfg.DataDir),
 		Versions: rest.Versions{Emberd: version.Version, HostKernel: hostKernel()},
 	}
 }
 
+// checkKVM returns what microVMs will run on.
+func checkKVM(cfg Config) (string, error) {
+	if cfg.Launcher != nil {
+		return "emulated", nil // of a launcher that is not the jail no better is known
+	}
+	host := doctor.HostKVM()
+	if !host.Usable {
+		return "", fmt.Errorf("%s; `emberctl machine start` runs emberd where it has KVM", host.Reason)
+	}
+	return host.String(), nil
+}
+
 // openJail prepares the jail for Firecracker and notes in info what VMs run on.
 func (d *Daemon) openJail(ctx context.Context, info *rest.Info) (Launcher, error) {
-	kvm := doctor.HostKVM()
-	if !kvm.Usable {
-		return nil, fmt.Errorf("%s; `emberctl machine start` runs emberd where it has KVM", kvm.Reason)
-	}
-	info.KVM = kvm.String()
 	v, err := firecracker.CheckVersions(ctx, d.cfg.DataDir.Firecracker(), d.cfg.DataDir.Jailer())
 	if err != nil {
 		return nil, err

@@ -114,7 +114,7 @@ func TestFastestBootPath(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := describe(cfg, packs, kept).BootPath; got != want {
+		if got := describe(cfg, packs, kept, "emulated").BootPath; got != want {
 			t.Errorf("got %s, want %s", got, want)
 		}
 	}
