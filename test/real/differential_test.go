@@ -47,12 +47,12 @@ const attempts = 10
 
 // compare runs the programs of a language in its pack and in the plain one. Node
 // starts twice for each program, which is some ten seconds in the machine: every
-// fourth of its programs has to do, but for a long run.
+// other of its programs has to do, but for a long run.
 func (h *host) compare(t *testing.T, language string) {
 	warm, plain := h.create(t, language), h.create(t, language+plainSuffix)
 	step := 1
 	if language == "node" {
-		step = span(4, 1)
+		step = span(2, 1)
 	}
 	var count int
 	var took [2]time.Duration
