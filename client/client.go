@@ -55,6 +55,9 @@ type Error struct {
 	Status  int    // of HTTP
 	Code    string // the class, such as "not_found"
 	Message string // for people
+	// FirstOffset is, when output was asked for that is gone (code
+	// "output_gone"), from where on there is some.
+	FirstOffset int64
 }
 
 func (e *Error) Error() string { return e.Message }
@@ -118,6 +121,8 @@ type Program struct {
 
 // Result tells how a program ended.
 type Result struct {
+	// ExecID is the program's id, see [Client.ExecState].
+	ExecID string
 	// Stdout and Stderr are what the program wrote, byte for byte, from its
 	// beginning.
 	Stdout, Stderr []byte
@@ -142,20 +147,16 @@ type Result struct {
 // TimedOut is [Result].Err of a program that was killed at its time limit.
 const TimedOut = "execution timed out"
 
-// Exec runs p in the sandbox id and returns when it has ended. When ctx ends,
-// the program is killed.
+// Exec runs p in the sandbox id and returns when it has ended. When ctx ends
+// first, the program goes on until its time limit; [Client.Execs] lists it.
 func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error) {
-	req := rest.ExecRequest{Code: p.Code, TimeoutMS: milliseconds(p.Timeout)}
-	if asText(p.Stdin) {
-		req.Stdin = string(p.Stdin)
-	} else {
-		req.StdinBase64 = p.Stdin
-	}
 	var res rest.ExecResult
-	if err := c.do(ctx, http.MethodPost, sandboxPath(id)+"/exec", req, &res); err != nil {
+	if err := c.do(ctx, http.MethodPost, sandboxPath(id)+"/exec", p.request(), &res); err != nil {
 		return Result{}, err
 	}
 	return Result{
+		ExecID: res.ExecID,
+
 		Stdout: rest.DecodeOutput(res.Stdout, res.StdoutBase64),
 		Stderr: rest.DecodeOutput(res.Stderr, res.StderrBase64),
 
@@ -169,6 +170,16 @@ func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error)
 
 		LimitsHit: res.LimitsHit,
 	}, nil
+}
+
+func (p Program) request() rest.ExecRequest {
+	req := rest.ExecRequest{Code: p.Code, TimeoutMS: milliseconds(p.Timeout)}
+	if asText(p.Stdin) {
+		req.Stdin = string(p.Stdin)
+	} else {
+		req.StdinBase64 = p.Stdin
+	}
+	return req
 }
 
 // asText reports whether b is best sent as a JSON string: whether it can be, and
@@ -272,20 +283,24 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 // send sends one request with in as its JSON body, unless nil, and returns the
 // answer if it is a success. The caller closes its body.
 func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
-	var body io.Reader
-	if in != nil {
-		b, err := encode(in)
-		if err != nil {
-			return nil, err
-		}
-		body = bytes.NewReader(b)
+	if in == nil {
+		return c.sendBytes(ctx, method, path, "", nil)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base+path, body)
+	b, err := encode(in)
 	if err != nil {
 		return nil, err
 	}
-	if in != nil {
-		req.Header.Set("Content-Type", "application/json")
+	return c.sendBytes(ctx, method, path, "application/json", b)
+}
+
+// sendBytes is send for a body of any type.
+func (c *Client) sendBytes(ctx context.Context, method, path, contentType string, body []byte) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	if contentType != "" {
+		req.Header.Set("Content-Type", contentType)
 	}
 	if c.key != "" {
 		req.Header.Set("Authorization", "Bearer "+c.key)
@@ -324,7 +339,7 @@ func answerError(resp *http.Response) error {
 	var body rest.Error
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
 	if err == nil && json.Unmarshal(b, &body) == nil && body.Message != "" {
-		e.Code, e.Message = body.Code, body.Message
+		e.Code, e.Message, e.FirstOffset = body.Code, body.Message, body.FirstOffset
 	} else {
 		e.Message = fmt.Sprintf("emberd answered %s", resp.Status)
 	}

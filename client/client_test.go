@@ -160,7 +160,7 @@ func TestRequests(t *testing.T) {
 func TestErrors(t *testing.T) {
 	c := serve(t, answer(t, "GET /readyz", 503, `{"error":"emberd is shutting down","code":"shutting_down"}`))
 	err := c.Ready(t.Context())
-	if e, ok := errors.AsType[*Error](err); !ok || *e != (Error{503, "shutting_down", "emberd is shutting down"}) {
+	if e, ok := errors.AsType[*Error](err); !ok || *e != (Error{Status: 503, Code: "shutting_down", Message: "emberd is shutting down"}) {
 		t.Errorf("got %#v", err)
 	}
 	c = serve(t, answer(t, "GET /readyz", 502, `<html>bad gateway</html>`))

@@ -74,6 +74,7 @@ type ExecResult struct {
 	Start           string   `json:"start" enum:"warm,cold" example:"warm" doc:"Whether the program ran in an interpreter that was started ahead of it, as a fresh process of its own, or in one that was started for it."`
 	LimitsHit       []string `json:"limits_hit,omitempty" nullable:"false" enum:"memory_mib,disk_mib,pids" doc:"Which of the sandbox's limits the program, or one that it started, ran into, as the guest tells: a process was killed or not made for want of memory, the program failed when no more could be written to files, or there was one process or thread too many. Absent when there are none."`
 	Error           string   `json:"error,omitempty" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
+	ExecID          string   `json:"exec_id" pattern:"^ex_[0-9a-f]{12}$" example:"ex_0123456789ab" doc:"The program's id, by which it can be asked for again for some time."`
 }
 
 // Info describes the daemon.
@@ -103,7 +104,9 @@ type Status struct {
 // Error is the body of every answer that is not a success.
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
-	Code    string `json:"code" enum:"invalid_request,unknown_pack,unauthorized,forbidden,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,starting_up,shutting_down,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+	Code    string `json:"code" enum:"invalid_request,unknown_pack,unauthorized,forbidden,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,starting_up,shutting_down,exec_ended,output_gone,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+
+	FirstOffset int64 `json:"first_offset,omitempty" example:"4096" doc:"With output_gone, the position from which on there is output. Absent otherwise."`
 }
 
 // StartName is how an [ExecResult] says whether the interpreter was warm.

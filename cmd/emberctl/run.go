@@ -182,6 +182,7 @@ func (a *app) printResult(id string, res client.Result) error {
 		Start:      rest.StartName(res.Warm),
 		LimitsHit:  res.LimitsHit,
 		Error:      res.Err,
+		ExecID:     res.ExecID,
 	}}
 	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
 	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)

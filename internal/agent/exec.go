@@ -46,6 +46,9 @@ type Command struct {
 type Stdio struct {
 	Stdin          io.Reader
 	Stdout, Stderr io.Writer
+	// Leave, when it is closed, says that nobody wants more output of a program
+	// with an id. Its end is waited for as before.
+	Leave <-chan struct{}
 }
 
 // empty tells whether there is surely no input, which saves a packet.
@@ -108,6 +111,15 @@ func Exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio) (Exit,
 func exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio, fail context.CancelCauseFunc) (Exit, error) {
 	w := agentv1.NewFrameWriter(stream)
 	replies := execReplies{stdio: stdio, limited: cmd.Timeout > 0}
+	if stdio.Leave != nil {
+		over := make(chan struct{})
+		var leaving sync.WaitGroup
+		leaving.Go(func() { leave(w, stdio.Leave, over) })
+		defer leaving.Wait()
+		defer close(over)
+		// A write may be blocked by a guest that takes nothing.
+		defer func() { _ = stream.SetWriteDeadline(aLongTimeAgo) }()
+	}
 	if stdio.empty() {
 		err := w.QueueMessage(agentv1.FrameRequest, cmd.request())
 		if err == nil {
@@ -138,6 +150,20 @@ func exec(ctx context.Context, stream net.Conn, cmd Command, stdio Stdio, fail c
 	return exit, err
 }
 
+// leave tells the guest that no more output is wanted when that is so, unless the
+// program is over before. What is wrong with the stream shows where it is read.
+func leave(w *agentv1.FrameWriter, left, over <-chan struct{}) {
+	select {
+	case <-left:
+		_ = w.Write(agentv1.FrameLeave, nil)
+	case <-over:
+	}
+}
+
+// maxUnwanted is how much output a guest may have had on its way when it is told
+// that no more is wanted.
+const maxUnwanted = 1 << 20
+
 func (c Command) request() *agentv1.Request {
 	e := &agentv1.Exec{Id: c.ID}
 	if len(c.Argv) > 0 {
@@ -154,14 +180,15 @@ func (c Command) request() *agentv1.Request {
 
 // execReplies takes in what the guest sends during an exec.
 type execReplies struct {
-	stdio   Stdio
-	limited bool            // the program has a time limit
-	ack     func(int) error // nil when there is no input to acknowledge
+	stdio    Stdio
+	unwanted int             // bytes of output that nobody wanted
+	limited  bool            // the program has a time limit
+	ack      func(int) error // nil when there is no input to acknowledge
 }
 
 // read reads replies up to the exit and makes sure that nothing follows it. It
 // looks at ctx itself: a guest that never stops sending never meets a deadline.
-func (e execReplies) read(ctx context.Context, stream io.Reader) (Exit, error) {
+func (e *execReplies) read(ctx context.Context, stream io.Reader) (Exit, error) {
 	frames := agentv1.NewFrameReader(stream, agentv1.FrameStdout, agentv1.FrameStderr,
 		agentv1.FrameStdinAck, agentv1.FrameExit, agentv1.FrameError)
 	for {
@@ -174,9 +201,9 @@ func (e execReplies) read(ctx context.Context, stream io.Reader) (Exit, error) {
 		}
 		switch t {
 		case agentv1.FrameStdout:
-			err = write("stdout", e.stdio.Stdout, payload)
+			err = e.write("stdout", e.stdio.Stdout, payload)
 		case agentv1.FrameStderr:
-			err = write("stderr", e.stdio.Stderr, payload)
+			err = e.write("stderr", e.stdio.Stderr, payload)
 		case agentv1.FrameStdinAck:
 			err = e.takeAck(payload)
 		case agentv1.FrameExit:
@@ -195,7 +222,7 @@ func (e execReplies) read(ctx context.Context, stream io.Reader) (Exit, error) {
 	}
 }
 
-func (e execReplies) takeAck(payload []byte) error {
+func (e *execReplies) takeAck(payload []byte) error {
 	n, err := agentv1.ParseAck(payload)
 	if err != nil {
 		return err
@@ -207,7 +234,7 @@ func (e execReplies) takeAck(payload []byte) error {
 }
 
 // exit decodes and judges the guest's word on how the program ended.
-func (e execReplies) exit(payload []byte) (Exit, error) {
+func (e *execReplies) exit(payload []byte) (Exit, error) {
 	var m agentv1.Exit
 	if err := proto.Unmarshal(payload, &m); err != nil {
 		return Exit{}, fmt.Errorf("%w: exit: %w", errProtocol, err)
@@ -245,7 +272,15 @@ func judge(m *agentv1.Exit, limited bool) (Exit, error) {
 	}, nil
 }
 
-func write(name string, w io.Writer, p []byte) error {
+func (e *execReplies) write(name string, w io.Writer, p []byte) error {
+	select {
+	case <-e.stdio.Leave:
+		if e.unwanted += len(p); e.unwanted > maxUnwanted {
+			return fmt.Errorf("%w: it goes on with output that nobody wants", errProtocol)
+		}
+		return nil
+	default:
+	}
 	if w == nil {
 		return nil
 	}

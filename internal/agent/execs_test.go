@@ -421,3 +421,40 @@ func TestHostileOutput(t *testing.T) {
 		}
 	}
 }
+
+// A caller who wants no more output still learns how the program ended, and the
+// output is there for whoever asks.
+func TestExecLeave(t *testing.T) {
+	s := open(t, agenttest.Config{})
+	left := make(chan struct{})
+	var got bytes.Buffer
+	time.AfterFunc(300*time.Millisecond, func() { close(left) })
+	exit, err := s.Exec(t.Context(), agent.Command{ID: execID, Code: "echo a; sleep 1; head -c 4000000 /dev/zero; exit 3"},
+		agent.Stdio{Stdout: &got, Leave: left})
+	if err != nil || exit.Code != 3 || got.String() != "a\n" {
+		t.Errorf("exit %+v, %v, with %d bytes", exit, err, got.Len())
+	}
+	if state, err := s.ExecState(t.Context(), execID); err != nil || state.Stdout.End != 4000002 {
+		t.Errorf("%+v, %v", state, err)
+	}
+}
+
+// A guest that goes on with output that nobody wants is not listened to for as long
+// as its program may run.
+func TestHostileLeave(t *testing.T) {
+	bounded(t)
+	s := open(t, agenttest.Config{Handle: agenttest.HelloThen(func(stream net.Conn) {
+		w := agentv1.NewFrameWriter(stream)
+		for w.Write(agentv1.FrameStdout, make([]byte, agentv1.MaxData)) == nil {
+		}
+	})})
+	left := make(chan struct{})
+	time.AfterFunc(100*time.Millisecond, func() { close(left) })
+	began := time.Now()
+	if exit, err := s.Exec(t.Context(), agent.Command{ID: execID, Code: "x", Timeout: time.Hour}, agent.Stdio{Leave: left}); err == nil {
+		t.Errorf("exit %+v", exit)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %v", took)
+	}
+}

@@ -65,11 +65,12 @@ func FuzzExecReplies(f *testing.F) {
 		feed := newStdinFeed()
 		feed.take(given)
 		stream := bytes.NewReader(in)
-		exit, err := execReplies{
+		replies := execReplies{
 			stdio:   Stdio{Stdout: &stdout, Stderr: &stderr},
 			limited: limited,
 			ack:     feed.ack,
-		}.read(t.Context(), stream)
+		}
+		exit, err := replies.read(t.Context(), stream)
 		if feed.sent < 0 || feed.sent > given {
 			t.Fatalf("%d bytes of input are on their way", feed.sent)
 		}

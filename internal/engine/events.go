@@ -21,7 +21,6 @@ const (
 	execTimedOut = "timed_out"
 	execUnknown  = "not_started"
 	execLost     = "lost"
-	execCanceled = "canceled"
 )
 
 // tell publishes what happened to sb.
@@ -52,11 +51,9 @@ func (e *Engine) tellFailed(ctx context.Context, en *entry, err error) {
 }
 
 // tellExec tells how a program in sb ended that was asked for at began.
-func (e *Engine) tellExec(ctx context.Context, sb sandbox.Sandbox, began time.Time, res sandbox.ExecResult, err error) {
+func (e *Engine) tellExec(sb sandbox.Sandbox, began time.Time, res sandbox.ExecResult, err error) {
 	event := sandbox.Event{Kind: sandbox.EventExec, Took: e.cfg.Now().Sub(began), Ran: res.Duration, Warm: res.Warm}
 	switch {
-	case ctx.Err() != nil:
-		event.Reason = execCanceled
 	case err != nil:
 		event.Reason = execLost
 	case res.Err == sandbox.ErrTextTimedOut:

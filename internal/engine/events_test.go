@@ -71,8 +71,9 @@ func TestEventsTellALife(t *testing.T) {
 		"client went away": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
 			ctx, cancel := context.WithTimeout(f.t.Context(), 50*time.Millisecond)
 			defer cancel()
-			_, _ = f.Exec(ctx, id, sandbox.ExecRequest{Code: "sleep 100"})
-		}, remove}, []string{"exec canceled", "deleted request"}},
+			_, _ = f.Exec(ctx, id, sandbox.ExecRequest{Code: "sleep 0.5; exit 3"})
+			f.awaitExecs(id, 0)
+		}, remove}, []string{"exec failed", "deleted request"}},
 		"closed": {[]func(*fixture, sandbox.ID){func(f *fixture, _ sandbox.ID) {
 			if err := f.Close(context.Background()); err != nil {
 				f.t.Error(err)

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/emberd/emberd/internal/agent"
@@ -16,37 +17,77 @@ import (
 const exitUnknown = -1
 
 // Exec runs one program and waits for its end. When ctx ends first, the program
-// is killed. What it writes beyond the sandbox's limit is read and dropped, so
-// that it is not left blocked, and the result says so.
-func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (res sandbox.ExecResult, err error) {
-	en := e.find(id)
-	if en == nil {
-		return sandbox.ExecResult{}, sandbox.ErrNotFound
+// goes on, under its limit and counted as before, and can be asked for by its id.
+// What it writes beyond the sandbox's limit is read and dropped, so that it is
+// not left blocked, and the result says so.
+func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecResult, error) {
+	if err := context.Cause(ctx); err != nil {
+		return sandbox.ExecResult{}, err
 	}
-	vm, limits, err := en.beginExec(req)
+	e.cfg.Foreground.Enter()
+	defer e.cfg.Foreground.Leave()
+	run, err := e.beginExec(id, req)
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}
-	defer e.endExec(en)
-	e.cfg.Foreground.Enter()
-	defer e.cfg.Foreground.Leave()
-	sb, _ := en.snapshot()
-	began := e.cfg.Now()
-	defer func() { e.tellExec(ctx, sb, began, res, err) }()
-	stdout, stderr := capped{left: limits.OutputBytes}, capped{left: limits.OutputBytes}
-	exit, err := vm.Agent.Exec(ctx,
-		agent.Command{Code: req.Code, Timeout: cmp.Or(req.Timeout, limits.ExecTimeout)},
-		agent.Stdio{Stdin: bytes.NewReader(req.Stdin), Stdout: &stdout, Stderr: &stderr})
-	if err != nil {
-		return sandbox.ExecResult{}, e.lost(ctx, en, vm, err)
+	out := &outputs{
+		unwanted: make(chan struct{}),
+		stdout:   capped{left: run.limits.OutputBytes}, stderr: capped{left: run.limits.OutputBytes},
 	}
-	res = sandbox.ExecResult{
-		Stdout: stdout.buf.Bytes(), StdoutTruncated: stdout.truncated,
-		Stderr: stderr.buf.Bytes(), StderrTruncated: stderr.truncated,
-		ExitCode: exit.Code,
-		Warm:     exit.Warm,
-		Duration: exit.Duration,
-		Hit:      sandbox.LimitsHit(exit.Hit),
+	var res sandbox.ExecResult
+	ended := make(chan struct{})
+	go func() { // which the engine waits for, as it was counted in
+		defer e.wg.Done()
+		defer close(ended)
+		res, err = e.attend(context.WithoutCancel(ctx), run, req, out)
+	}()
+	select {
+	case <-ended:
+		return res, err
+	case <-ctx.Done():
+		out.abandon()
+		return sandbox.ExecResult{}, &sandbox.Error{
+			Code: sandbox.CodeCanceled, Message: fmt.Sprintf("the client went away; the program goes on as %s", run.ex),
+			Cause: context.Cause(ctx),
+		}
+	}
+}
+
+// execution is one program that was counted in.
+type execution struct {
+	en     *entry
+	sb     sandbox.Sandbox
+	vm     *provision.VM
+	limits sandbox.Limits
+	ex     sandbox.ExecID
+	began  time.Time
+}
+
+// attend runs a program to its end and counts it out.
+func (e *Engine) attend(ctx context.Context, run execution, req sandbox.ExecRequest, out *outputs) (sandbox.ExecResult, error) {
+	exit, err := run.vm.Agent.Exec(ctx, run.command(req), agent.Stdio{
+		Stdin:  bytes.NewReader(req.Stdin),
+		Stdout: outputWriter{out, &out.stdout}, Stderr: outputWriter{out, &out.stderr}, Leave: out.unwanted,
+	})
+	if err != nil {
+		e.endExec(run, sandbox.ExecResult{}, err)
+		return sandbox.ExecResult{}, e.lost(run.en, run.vm, err)
+	}
+	res := result(run.ex, exit)
+	res.Stdout, res.StdoutTruncated = out.stdout.buf.Bytes(), out.stdout.truncated
+	res.Stderr, res.StderrTruncated = out.stderr.buf.Bytes(), out.stderr.truncated
+	e.endExec(run, res, nil)
+	return res, nil
+}
+
+func (run execution) command(req sandbox.ExecRequest) agent.Command {
+	return agent.Command{ID: string(run.ex), Code: req.Code, Timeout: cmp.Or(req.Timeout, run.limits.ExecTimeout)}
+}
+
+// result is how a program ended, without its output.
+func result(ex sandbox.ExecID, exit agent.Exit) sandbox.ExecResult {
+	res := sandbox.ExecResult{
+		ID: ex, ExitCode: exit.Code, Warm: exit.Warm, Duration: exit.Duration, Hit: sandbox.LimitsHit(exit.Hit),
 	}
 	switch {
 	case exit.StartError != "":
@@ -54,34 +95,49 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	case exit.TimedOut:
 		res.ExitCode, res.Err = exitUnknown, sandbox.ErrTextTimedOut
 	}
-	return res, nil
+	return res
 }
 
-// beginExec counts a program in, if the sandbox runs and its limits allow it.
-func (en *entry) beginExec(req sandbox.ExecRequest) (*provision.VM, sandbox.Limits, error) {
+// beginExec counts a program in, if the sandbox runs and its limits allow it. Who
+// begins it calls endExec, and then e.wg.Done.
+func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
+	en := e.find(id)
+	if en == nil {
+		return execution{}, sandbox.ErrNotFound
+	}
 	en.mu.Lock()
 	defer en.mu.Unlock()
 	limits := en.sb.Limits
 	switch {
 	case en.sb.State != sandbox.Running:
-		return nil, limits, sandbox.ErrNotFound
+		return execution{}, sandbox.ErrNotFound
 	case req.Timeout > limits.ExecTimeout:
-		return nil, limits, sandbox.Invalid("timeout_ms is %d; the sandbox's exec_timeout_s allows %d at most",
+		return execution{}, sandbox.Invalid("timeout_ms is %d; the sandbox's exec_timeout_s allows %d at most",
 			req.Timeout.Milliseconds(), limits.ExecTimeout.Milliseconds())
 	case en.execs >= limits.Execs:
-		return nil, limits, sandbox.OverQuota("%d programs run in the sandbox, as many as its limit execs allows", en.execs)
+		return execution{}, sandbox.OverQuota("%d programs run in the sandbox, as many as its limit execs allows", en.execs)
 	}
-	en.execs++
-	return en.vm, limits, nil
+	return e.countIn(en, sandbox.NewExecID()), nil
 }
 
-// endExec counts a program out. From the last one on the sandbox is idle.
-func (e *Engine) endExec(en *entry) {
+// countIn counts one program more. The caller holds en.mu and knows that the
+// sandbox runs, so its watcher is counted by e.wg as well.
+func (e *Engine) countIn(en *entry, ex sandbox.ExecID) execution {
+	en.execs++
+	e.wg.Add(1)
+	return execution{en: en, sb: en.sb, vm: en.vm, limits: en.sb.Limits, ex: ex, began: e.cfg.Now()}
+}
+
+// endExec counts a program out and tells how it ended. From the last one on the
+// sandbox is idle.
+func (e *Engine) endExec(run execution, res sandbox.ExecResult, err error) {
+	en := run.en
 	en.mu.Lock()
 	en.execs--
 	idle := en.execs == 0
 	en.idleSince = e.cfg.Now()
 	en.mu.Unlock()
+	e.tellExec(run.sb, run.began, res, err)
 	if idle {
 		e.lookAgain()
 	}
@@ -91,12 +147,9 @@ func (e *Engine) endExec(en *entry) {
 // for, to tell a client which of the two it was.
 const deathNotice = time.Second
 
-// lost says why an exec has no result: its client went away, its sandbox was
-// taken down, its VM ended, or its agent broke the protocol.
-func (e *Engine) lost(ctx context.Context, en *entry, vm *provision.VM, cause error) error {
-	if ctx.Err() != nil {
-		return &sandbox.Error{Code: sandbox.CodeCanceled, Message: "the client went away; the program was killed", Cause: cause}
-	}
+// lost says why an exec has no result: its sandbox was taken down, its VM ended,
+// or its agent broke the protocol.
+func (e *Engine) lost(en *entry, vm *provision.VM, cause error) error {
 	if e.left() {
 		return errLeft.Because(cause)
 	}
@@ -132,6 +185,35 @@ func (e *Engine) lost(ctx context.Context, en *entry, vm *provision.VM, cause er
 
 // grownOutput is how much output grows a buffer by doubling, in bytes.
 const grownOutput = 256 << 10
+
+// outputs are those of one program.
+type outputs struct {
+	// unwanted is closed when nobody is going to read them.
+	unwanted chan struct{}
+
+	mu             sync.Mutex
+	stdout, stderr capped
+}
+
+// abandon drops what there is, as the program may go on for long.
+func (o *outputs) abandon() {
+	close(o.unwanted)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.stdout, o.stderr = capped{}, capped{}
+}
+
+// outputWriter takes in one of a program's outputs.
+type outputWriter struct {
+	of *outputs
+	to *capped
+}
+
+func (w outputWriter) Write(p []byte) (int, error) {
+	w.of.mu.Lock()
+	defer w.of.mu.Unlock()
+	return w.to.Write(p)
+}
 
 // capped keeps the first left bytes written to it and notes that there were
 // more.

@@ -51,6 +51,10 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusForbidden
 	case sandbox.CodeNotFound:
 		return http.StatusNotFound
+	case sandbox.CodeEnded:
+		return http.StatusConflict
+	case sandbox.CodeOutputGone:
+		return http.StatusGone
 	case sandbox.CodeTooLarge:
 		return http.StatusRequestEntityTooLarge
 	case sandbox.CodeLost:
@@ -111,7 +115,11 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	if wait := retryAfter(code); wait != "" {
 		w.Header().Set("Retry-After", wait)
 	}
-	a.write(w, r, status, rest.Error{Message: msg, Code: string(code)})
+	answer := rest.Error{Message: msg, Code: string(code)}
+	if e, ok := errors.AsType[*sandbox.Error](err); ok {
+		answer.FirstOffset = e.FirstOffset
+	}
+	a.write(w, r, status, answer)
 }
 
 // document is an answer that is no JSON.

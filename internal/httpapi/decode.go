@@ -28,6 +28,12 @@ func errBody(cause error) error {
 // readBody returns the body of r without the white space around it. One of more
 // than limit bytes is an error, whatever length it claims to have.
 func (a *API) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
+	body, err := a.readBytes(w, r, limit)
+	return bytes.TrimSpace(body), err
+}
+
+// readBytes returns the body of r as it is.
+func (a *API) readBytes(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	tooLarge := &sandbox.Error{Code: sandbox.CodeTooLarge, Message: fmt.Sprintf("request body too large: the limit is %d bytes", limit)}
 	conn := http.NewResponseController(w)
 	if r.ContentLength > limit {
@@ -54,7 +60,7 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request, limit int64) ([]b
 	if err != nil {
 		return nil, errBody(err)
 	}
-	return bytes.TrimSpace(body), nil
+	return body, nil
 }
 
 // giveUp has the connection closed after the answer: what is left of a body is

@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -26,6 +28,7 @@ type fakeEngine struct {
 	err    error                                  // of every call
 	result sandbox.ExecResult                     // of Exec
 	onCall func(ctx context.Context, name string) // before each call
+	output io.ReadCloser                          // of ExecOutput
 	mu     sync.Mutex
 	spec   sandbox.Spec
 	exec   sandbox.ExecRequest
@@ -67,7 +70,9 @@ func (e *fakeEngine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRe
 	if id != knownID {
 		return sandbox.ExecResult{}, sandbox.ErrNotFound
 	}
-	return e.result, e.err
+	res := e.result
+	res.ID = knownExec
+	return res, e.err
 }
 
 func (e *fakeEngine) Delete(ctx context.Context, id sandbox.ID) error {
@@ -154,4 +159,49 @@ func request(t *testing.T, h http.Handler, method, path, body string) *httptest.
 	rec := httptest.NewRecorder()
 	h.ServeHTTP(rec, r)
 	return rec
+}
+
+const knownExec = "ex_0123456789ab"
+
+func (e *fakeEngine) StartExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecID, error) {
+	_, err := e.Exec(ctx, id, req)
+	return knownExec, err
+}
+
+var runningExec = sandbox.Exec{
+	ID: knownExec, StartedAt: time.Date(2025, 1, 2, 3, 4, 5, 0, time.UTC),
+	Stdout: sandbox.Span{First: 10, End: 20}, Stderr: sandbox.Span{End: 5}, StdinBytes: 7, StdinOpen: true,
+}
+
+func (e *fakeEngine) Execs(ctx context.Context, id sandbox.ID) ([]sandbox.Exec, error) {
+	e.called(ctx, "execs")
+	if id != knownID {
+		return nil, sandbox.ErrNotFound
+	}
+	ended := runningExec
+	ended.Result = &sandbox.ExecResult{ExitCode: 3, Warm: true, Duration: 1500 * time.Microsecond, Hit: sandbox.LimitsHit{PIDs: true}}
+	return []sandbox.Exec{runningExec, ended}, e.err
+}
+
+func (e *fakeEngine) GetExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID) (sandbox.Exec, error) {
+	e.called(ctx, "get-exec")
+	if id != knownID || ex != knownExec {
+		return sandbox.Exec{}, sandbox.ErrExecNotFound
+	}
+	return runningExec, e.err
+}
+
+func (e *fakeEngine) ExecOutput(ctx context.Context, _ sandbox.ID, _ sandbox.ExecID, req sandbox.OutputRequest) (io.ReadCloser, error) {
+	e.called(ctx, fmt.Sprintf("output %+v", req))
+	return e.output, e.err
+}
+
+func (e *fakeEngine) FeedExec(ctx context.Context, _ sandbox.ID, _ sandbox.ExecID, data []byte, end bool) error {
+	e.called(ctx, fmt.Sprintf("feed %q %v", data, end))
+	return e.err
+}
+
+func (e *fakeEngine) SignalExec(ctx context.Context, _ sandbox.ID, _ sandbox.ExecID, signal sandbox.Signal) error {
+	e.called(ctx, fmt.Sprintf("signal %d", signal))
+	return e.err
 }

@@ -41,11 +41,13 @@ func (g grants) state(schemas map[string]*huma.Schema) {
 	for _, name := range []string{"CreateRequest", "TemplateRequest"} {
 		g.bound(schemas[name].Properties)
 	}
-	schemas["ExecRequest"].Properties["timeout_ms"].Maximum = number(reflect.ValueOf(1000 * g.most.ExecTimeoutS))
-	none := 0
-	for _, name := range []string{"stdin", "stdin_base64"} {
-		either := &huma.Schema{Properties: map[string]*huma.Schema{name: {MaxLength: &none}}}
-		schemas["ExecRequest"].AnyOf = append(schemas["ExecRequest"].AnyOf, either)
+	for _, request := range []string{"ExecRequest", "StartRequest"} {
+		schemas[request].Properties["timeout_ms"].Maximum = number(reflect.ValueOf(1000 * g.most.ExecTimeoutS))
+		none := 0
+		for _, name := range []string{"stdin", "stdin_base64"} {
+			either := &huma.Schema{Properties: map[string]*huma.Schema{name: {MaxLength: &none}}}
+			schemas[request].AnyOf = append(schemas[request].AnyOf, either)
+		}
 	}
 }
 

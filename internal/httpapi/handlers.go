@@ -127,6 +127,8 @@ func (a *API) readiness(http.ResponseWriter, *http.Request) (any, error) {
 var (
 	createShape   = shapeOf[rest.CreateRequest]()
 	execShape     = shapeOf[rest.ExecRequest]()
+	startShape    = shapeOf[rest.StartRequest]()
+	signalShape   = shapeOf[rest.SignalRequest]()
 	templateShape = shapeOf[rest.TemplateRequest]()
 )
 
@@ -158,6 +160,11 @@ func decodeExec(body []byte) (sandbox.ExecRequest, error) {
 	if err := decode(body, execShape, &req); err != nil {
 		return sandbox.ExecRequest{}, err
 	}
+	return program(req)
+}
+
+// program returns the program of a request in emberd's words.
+func program(req rest.ExecRequest) (sandbox.ExecRequest, error) {
 	switch {
 	case strings.Contains(req.Code, "\x00"):
 		return sandbox.ExecRequest{}, sandbox.Invalid("code must not contain NUL")

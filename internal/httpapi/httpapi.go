@@ -14,6 +14,7 @@ package httpapi
 
 import (
 	"context"
+	"io"
 	"log/slog"
 	"net/http"
 	"slices"
@@ -30,9 +31,18 @@ type Engine interface {
 	// Create returns when the sandbox takes programs. When ctx ends first it
 	// leaves nothing behind.
 	Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error)
-	// Exec returns when the program has ended. When ctx ends first it kills the
-	// program.
+	// Exec returns when the program has ended. When ctx ends first, the program
+	// goes on.
 	Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecResult, error)
+	// StartExec returns when the program runs, or could not be started.
+	StartExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecID, error)
+	Execs(ctx context.Context, id sandbox.ID) ([]sandbox.Exec, error)
+	GetExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID) (sandbox.Exec, error)
+	// ExecOutput returns output that the caller closes. It ends with an error if
+	// it breaks off.
+	ExecOutput(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, req sandbox.OutputRequest) (io.ReadCloser, error)
+	FeedExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, data []byte, end bool) error
+	SignalExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, signal sandbox.Signal) error
 	Delete(ctx context.Context, id sandbox.ID) error
 	Get(id sandbox.ID) (sandbox.Sandbox, error)
 	// Inspect returns a sandbox and what confines it.
@@ -66,7 +76,7 @@ func New(cfg Config) *API {
 		mux: http.NewServeMux(), open: make(map[string]bool),
 		bodyGrace: bodyGrace, writeGrace: writeGrace,
 	}
-	routes := slices.Concat(a.routes(), a.templateRoutes(), a.operatorRoutes())
+	routes := slices.Concat(a.routes(), a.execRoutes(), a.templateRoutes(), a.operatorRoutes())
 	for _, rt := range routes {
 		pattern := rt.method + " " + rt.path
 		a.mux.Handle(pattern, a.handler(rt))
@@ -90,6 +100,8 @@ type route struct {
 	// body may be left out when inOptional is set.
 	in         any
 	inOptional bool
+	// inType is the media type of a body that is no JSON, "" if there is none.
+	inType string
 	// query are the parameters that the URL may have.
 	query []*huma.Param
 	// out is a zero value of the answer's JSON body, nil if it has none, and media
@@ -138,7 +150,7 @@ func (a *API) routes() []route {
 		},
 		{
 			method: "POST", path: "/sandboxes/{id}/exec", id: "exec", summary: "Run a program in a sandbox",
-			doc: "Returns when the program has ended. A program that exits with an error is a success of this request. A client that goes away ends its program.",
+			doc: "Returns when the program has ended. A program that exits with an error is a success of this request. The program of a client that goes away goes on, until its time limit, and is found among the sandbox's execs.",
 			in:  rest.ExecRequest{}, out: rest.ExecResult{}, status: http.StatusOK,
 			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeLost, sandbox.CodeClosing},
 			serve:  a.exec,

@@ -79,6 +79,9 @@ func acceptNull(s *huma.Schema) {
 	}
 }
 
+// examples are those of path parameters.
+var examples = map[string]string{"id": "sb_a1b2c3d4e5f6", "ex": "ex_0123456789ab"}
+
 var pathParam = regexp.MustCompile(`\{(\w+)\}`)
 
 // operation describes one route.
@@ -94,7 +97,7 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 	for _, m := range pathParam.FindAllStringSubmatch(rt.path, -1) {
 		op.Parameters = append(op.Parameters, &huma.Param{
 			Name: m[1], In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString},
-			Example: "sb_a1b2c3d4e5f6",
+			Example: examples[m[1]],
 		})
 	}
 	for _, p := range rt.query {
@@ -103,6 +106,9 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 	}
 	if rt.in != nil {
 		op.RequestBody = &huma.RequestBody{Required: !rt.inOptional, Content: content(schemas, rt.in, "")}
+	}
+	if rt.inType != "" {
+		op.RequestBody = &huma.RequestBody{Required: !rt.inOptional, Content: content(schemas, nil, rt.inType)}
 	}
 	codes := append(slices.Clone(rt.errors), sandbox.CodeInternal)
 	if rt.open {

@@ -37,6 +37,7 @@ func (a execAnswer) writeTo(w io.Writer) error {
 		Start:      rest.StartName(a.res.Warm),
 		LimitsHit:  a.res.Hit.Names(),
 		Error:      a.res.Err,
+		ExecID:     string(a.res.ID),
 	})
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 func whole(res sandbox.ExecResult) rest.ExecResult {
 	out := rest.ExecResult{
 		StdoutTruncated: res.StdoutTruncated, StderrTruncated: res.StderrTruncated, ExitCode: res.ExitCode,
-		DurationMS: res.Duration.Milliseconds(), DurationUS: res.Duration.Microseconds(), Start: rest.StartName(res.Warm), Error: res.Err,
+		DurationMS: res.Duration.Milliseconds(), DurationUS: res.Duration.Microseconds(), Start: rest.StartName(res.Warm), Error: res.Err, ExecID: string(res.ID),
 	}
 	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
 	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)
@@ -42,7 +42,7 @@ func checkAnswer(t *testing.T, res sandbox.ExecResult) {
 func TestExecAnswer(t *testing.T) {
 	long := strings.Repeat("日本 <&>\"\\\n", 3*outputPiece/10)
 	for _, out := range []string{"", "42\n", "\x00\x1b[2J\u2028", long, "x" + long, "xx" + long, long + "\xe6\x97", "\xff" + long, strings.Repeat("\xe6", 2*outputPiece)} {
-		checkAnswer(t, sandbox.ExecResult{Stdout: []byte(out), ExitCode: 3, Duration: 13021 * time.Microsecond})
+		checkAnswer(t, sandbox.ExecResult{Stdout: []byte(out), ID: "ex_0123456789ab", ExitCode: 3, Duration: 13021 * time.Microsecond})
 		checkAnswer(t, sandbox.ExecResult{Stderr: []byte(out), StderrTruncated: true, ExitCode: -1, Err: "execution timed out"})
 	}
 }

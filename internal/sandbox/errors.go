@@ -22,6 +22,8 @@ const (
 	CodeLost         Code = "sandbox_lost"
 	CodeStarting     Code = "starting_up"
 	CodeClosing      Code = "shutting_down"
+	CodeEnded        Code = "exec_ended"  // the program has, or its input
+	CodeOutputGone   Code = "output_gone" // too old to be kept
 	CodeCanceled     Code = "canceled"
 	CodeInternal     Code = "internal"
 )
@@ -32,19 +34,23 @@ type Error struct {
 	Code    Code
 	Message string
 	Cause   error
+	// FirstOffset is, with [CodeOutputGone], from where on there is output.
+	FirstOffset int64
 }
 
 // The errors that callers compare against with [errors.Is], which matches by
 // code.
 var (
-	ErrUnknownPack = &Error{Code: CodeUnknownPack, Message: "unknown language pack"}
-	ErrNotFound    = &Error{Code: CodeNotFound, Message: "sandbox not found"}
-	ErrQuota       = &Error{Code: CodeQuota, Message: "too many at a time"}
-	ErrCapacity    = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
-	ErrBoot        = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
-	ErrLost        = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
-	ErrStarting    = &Error{Code: CodeStarting, Message: "emberd is starting, and looks after the sandboxes that it finds"}
-	ErrClosing     = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
+	ErrUnknownPack  = &Error{Code: CodeUnknownPack, Message: "unknown language pack"}
+	ErrNotFound     = &Error{Code: CodeNotFound, Message: "sandbox not found"}
+	ErrExecNotFound = &Error{Code: CodeNotFound, Message: "exec not found"}
+	ErrExecEnded    = &Error{Code: CodeEnded, Message: "the program has ended, or its input has"}
+	ErrQuota        = &Error{Code: CodeQuota, Message: "too many at a time"}
+	ErrCapacity     = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
+	ErrBoot         = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
+	ErrLost         = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
+	ErrStarting     = &Error{Code: CodeStarting, Message: "emberd is starting, and looks after the sandboxes that it finds"}
+	ErrClosing      = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
 )
 
 // Error returns the message and, for the log, the cause.
@@ -72,6 +78,14 @@ func (e *Error) Because(cause error) *Error {
 // Invalid is an error in what a client sent.
 func Invalid(format string, args ...any) *Error {
 	return &Error{Code: CodeInvalid, Message: fmt.Sprintf(format, args...)}
+}
+
+// OutputGone is an error for output that is too old to be kept.
+func OutputGone(first int64) *Error {
+	return &Error{
+		Code: CodeOutputGone, FirstOffset: first,
+		Message: fmt.Sprintf("the output before byte %d is no longer kept", first),
+	}
 }
 
 // OverQuota is [ErrQuota] with what there are too many of.

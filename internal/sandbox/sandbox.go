@@ -142,37 +142,6 @@ type Sandbox struct {
 	IdleExpiresAt time.Time `json:"idle_expires_at,omitzero"`
 }
 
-// ExecRequest is one program to run in a sandbox.
-type ExecRequest struct {
-	// Code is source text for the pack's interpreter. It may hold any bytes but
-	// NUL.
-	Code string
-	// Stdin is given to the program byte for byte and then ends.
-	Stdin []byte
-	// Timeout is a wall-clock limit; zero means that of the sandbox.
-	Timeout time.Duration
-}
-
-// ExecResult tells how a program ended. There is a result only when that is
-// known; everything else is an error.
-type ExecResult struct {
-	Stdout, Stderr []byte
-	// StdoutTruncated and StderrTruncated say that the program wrote more than
-	// the result carries.
-	StdoutTruncated, StderrTruncated bool
-	// ExitCode is the program's status, 128+n when signal n ended it, and -1
-	// when Err is set.
-	ExitCode int
-	// Warm says that the program ran in an interpreter that was started ahead.
-	Warm     bool
-	Duration time.Duration
-	// Err is set when there is no exit code to report: [ErrTextTimedOut], or
-	// why the interpreter could not be started.
-	Err string
-	// Hit is which of the sandbox's limits the program ran into.
-	Hit LimitsHit
-}
-
 // LimitsHit is which limits of a sandbox a program, or one that it started, ran
 // into. It is the guest's word.
 type LimitsHit struct {
@@ -197,6 +166,3 @@ func (h LimitsHit) Names() []string {
 	}
 	return names
 }
-
-// ErrTextTimedOut is [ExecResult].Err of a program that was killed at its limit.
-const ErrTextTimedOut = "execution timed out"

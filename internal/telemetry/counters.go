@@ -39,7 +39,7 @@ func newCounters() counters {
 		rejections: counter("emberd_rejections_total",
 			"Requests for a sandbox that there was no room for, by the code of the error.", "code"),
 		execs: counter("emberd_execs_total",
-			"Programs that ended, by how: ok, failed (another exit status than 0), timed_out, not_started, lost, canceled.", "result"),
+			"Programs that ended, by how: ok, failed (another exit status than 0), timed_out, not_started, lost.", "result"),
 		execSeconds: latency("emberd_exec_seconds",
 			"From the request to run a program to its result, by the start of its interpreter.", "start"),
 		execOverhead: latency("emberd_exec_overhead_seconds",

@@ -128,6 +128,7 @@ func (v *victim) bomb(ctx context.Context, t *testing.T, names []string) (stop f
 	return func() {
 		end()
 		bombing.Wait()
+		v.h.killAll(t, v.current())
 	}
 }
 

@@ -2,7 +2,6 @@ package real
 
 import (
 	"bytes"
-	"context"
 	"crypto/rand"
 	"fmt"
 	"strings"
@@ -172,26 +171,4 @@ func TestOrphansAreCollected(t *testing.T) {
 	if err != nil || string(res.Stdout) != "0\n" {
 		t.Errorf("zombies: %q, %v", res.Stdout, err)
 	}
-}
-
-func TestClientThatGoesAwayEndsItsProgram(t *testing.T) {
-	h := newHost(t)
-	id := h.create(t, "shell")
-	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-	defer cancel()
-	if _, err := h.Exec(ctx, id, client.Program{Code: "export MARK=gone; setsid sleep 600 & sleep 600"}); err == nil {
-		t.Fatal("a program that sleeps for minutes ended")
-	}
-	var left string
-	for range 20 {
-		res, err := h.Exec(t.Context(), id, client.Program{Code: fmt.Sprintf(findMarked, "gone")})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if left = string(res.Stdout); left == "" {
-			return
-		}
-		time.Sleep(100 * time.Millisecond)
-	}
-	t.Errorf("still there: %s", strings.TrimSpace(left))
 }

@@ -52,6 +52,7 @@ const (
 	FrameRequest  FrameType = 0x01 // a Request; the first frame of each stream
 	FrameStdin    FrameType = 0x02 // bytes of standard input
 	FrameStdinEnd FrameType = 0x03 // standard input ends; empty
+	FrameLeave    FrameType = 0x04 // no more output is wanted; empty
 
 	FrameHello    FrameType = 0x10 // a HelloReply
 	FrameStdout   FrameType = 0x11 // bytes of standard output
@@ -86,7 +87,7 @@ func (t FrameType) bounds() (lo, hi int, ok bool) {
 		return 0, MaxExecList, true
 	case FrameStdinAck:
 		return 4, 4, true
-	case FrameStdinEnd, FrameEnd:
+	case FrameStdinEnd, FrameLeave, FrameEnd:
 		return 0, 0, true
 	}
 	return 0, 0, false

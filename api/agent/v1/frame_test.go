@@ -13,7 +13,7 @@ import (
 )
 
 var allTypes = []agentv1.FrameType{
-	agentv1.FrameRequest, agentv1.FrameStdin, agentv1.FrameStdinEnd,
+	agentv1.FrameRequest, agentv1.FrameStdin, agentv1.FrameStdinEnd, agentv1.FrameLeave,
 	agentv1.FrameHello, agentv1.FrameStdout, agentv1.FrameStderr, agentv1.FrameStdinAck,
 	agentv1.FrameExit, agentv1.FrameDone, agentv1.FrameError, agentv1.FrameExecs,
 	agentv1.FrameData, agentv1.FrameEnd,

@@ -39,7 +39,8 @@ type starter struct {
 	stream net.Conn
 	w      *agentv1.FrameWriter
 	last   func()
-	gone   atomic.Bool
+	// quiet says that it wants no more output, and gone that it wants nothing.
+	quiet, gone atomic.Bool
 }
 
 // exec runs one program.
@@ -49,6 +50,7 @@ func (s *Server) exec(ctx context.Context, to *starter, req *agentv1.Exec) error
 		return err
 	}
 	p := &program{req: req, cmd: cmd, to: to, stdin: newInput(s.feeds, to.ack), started: make(chan struct{})}
+	p.stdin.leave = to.leave
 	if req.GetId() == "" {
 		return s.bound(ctx, p)
 	}
@@ -162,7 +164,7 @@ func (p *program) end(exit *agentv1.Exit) error {
 		return nil
 	}
 	p.to.last()
-	if p.to.w.WriteMessage(agentv1.FrameExit, exit) == nil {
+	if p.to.w.WriteMessage(agentv1.FrameExit, exit) == nil && !p.to.quiet.Load() {
 		p.kept.Told()
 	}
 	return nil
@@ -221,6 +223,9 @@ func (s *Server) command(req *agentv1.Exec) (proc.Command, error) {
 // maxTimeout is what a time limit can be without overflowing.
 const maxTimeout = 1<<63 - 1
 
+// leave has the starter be told of the program's end alone.
+func (to *starter) leave() { to.quiet.Store(true) }
+
 // ended says that the program's last output comes next, and its end after it.
 func (to *starter) ended() {
 	if !to.gone.Load() {
@@ -267,7 +272,7 @@ func (o *output) Write(p []byte) (int, error) {
 		return len(p), nil
 	}
 	_, _ = o.kept.Write(p)
-	if !o.to.gone.Load() && o.to.w.Write(o.t, p) != nil {
+	if !o.to.quiet.Load() && !o.to.gone.Load() && o.to.w.Write(o.t, p) != nil {
 		o.to.gone.Store(true)
 	}
 	return len(p), nil

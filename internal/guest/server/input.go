@@ -18,6 +18,7 @@ import (
 // are taken whole or not at all.
 type input struct {
 	ack   func(n int) error // n bytes of the stream's were taken
+	leave func()            // the host wants no more output
 	feeds *allowance
 
 	mu       sync.Mutex
@@ -45,7 +46,7 @@ func newInput(feeds *allowance, ack func(int) error) *input {
 // receive takes in what the host sends until the stream ends, and returns why
 // that is.
 func (in *input) receive(stream io.Reader) error {
-	frames := agentv1.NewFrameReader(stream, agentv1.FrameStdin, agentv1.FrameStdinEnd)
+	frames := agentv1.NewFrameReader(stream, agentv1.FrameStdin, agentv1.FrameStdinEnd, agentv1.FrameLeave)
 	for {
 		t, payload, err := frames.Next()
 		if errors.Is(err, io.EOF) {
@@ -53,6 +54,10 @@ func (in *input) receive(stream io.Reader) error {
 		}
 		if err != nil {
 			return fmt.Errorf("read input: %w", err)
+		}
+		if t == agentv1.FrameLeave {
+			in.leave()
+			continue
 		}
 		if err := in.put(t, payload); err != nil {
 			return err
