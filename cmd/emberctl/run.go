@@ -61,17 +61,23 @@ the sandbox, whatever happens. With - the code is read from standard input.
 
 func newExecCmd(a *app) *cobra.Command {
 	var src source
+	var detach bool
 	cmd := &cobra.Command{
 		Use:   "exec [flags] ID CODE|-",
 		Short: "Run a program in a sandbox",
 		Long: `Exec runs CODE in the sandbox ID with the pack's interpreter. With - the code is
 read from standard input. Each program is a process of its own; what it wrote to
 files is there for the next one.
+
+With --detach it prints the program's id as soon as the program runs, and does not
+wait for its end; emberctl attach does. Interrupted, it leaves a program that has
+begun to go on until its time limit; emberctl ps finds it.
 ` + programHelp,
 		Example: `  id=$(emberctl create)
   emberctl exec $id 'print(6*7)'
   emberctl exec --timeout 500ms $id 'while True: pass'
-  emberctl exec $id --file script.py < data.csv`,
+  emberctl exec $id --file script.py < data.csv
+  ex=$(emberctl exec --detach $id --file long.py) && emberctl attach $id $ex`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 0 {
 				return errors.New("which sandbox? give its ID")
@@ -82,6 +88,9 @@ files is there for the next one.
 			prog, err := src.program(cmd.Context(), a, args[1:])
 			if err != nil {
 				return err
+			}
+			if detach {
+				return a.start(cmd.Context(), args[0], prog)
 			}
 			show, stop := a.progress()
 			defer stop()
@@ -95,7 +104,21 @@ files is there for the next one.
 		ValidArgsFunction: a.completeIDs(1),
 	}
 	src.flags(cmd)
+	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "print the program's id and do not wait for its end")
 	return cmd
+}
+
+// start starts a program and prints its id.
+func (a *app) start(ctx context.Context, id string, prog client.Program) error {
+	ex, err := a.client().StartExec(ctx, id, prog, false)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		return a.printJSON(rest.StartResponse{ExecID: ex})
+	}
+	_, err = fmt.Fprintln(a.stdout, ex)
+	return err
 }
 
 // runOnce runs prog in a sandbox that it creates, and deletes that sandbox also
@@ -149,6 +172,11 @@ func (a *app) finish(id string, res client.Result) error {
 		say(a.stderr, "\n")
 	}
 	a.warnTruncated(res)
+	return a.end(res)
+}
+
+// end is how a program ended as an error, after a warning if it ran into a limit.
+func (a *app) end(res client.Result) error {
 	if len(res.LimitsHit) > 0 {
 		say(a.stderr, "emberctl: warning: the program ran into a limit of the sandbox: %s\n", strings.Join(res.LimitsHit, ", "))
 	}
