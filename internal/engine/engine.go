@@ -86,6 +86,9 @@ type Engine struct {
 	wake  chan struct{}
 	quit  chan struct{}
 	leave chan struct{}
+	// staying ends, by depart, when they are to let go.
+	staying context.Context
+	depart  context.CancelCauseFunc
 	// last is held by Close for what the owners gave up.
 	last sync.Mutex
 
@@ -151,6 +154,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg: cfg, entries: make(map[sandbox.ID]*entry),
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
 	}
+	e.staying, e.depart = context.WithCancelCause(context.Background())
 	var err error
 	if e.found, err = e.look(); err != nil {
 		return nil, err

@@ -65,6 +65,8 @@ type execution struct {
 
 // attend runs a program to its end and counts it out.
 func (e *Engine) attend(ctx context.Context, run execution, req sandbox.ExecRequest, out *outputs) (sandbox.ExecResult, error) {
+	ctx, cancel := e.whileStaying(ctx)
+	defer cancel()
 	exit, err := run.vm.Agent.Exec(ctx, run.command(req), agent.Stdio{
 		Stdin:  bytes.NewReader(req.Stdin),
 		Stdout: outputWriter{out, &out.stdout}, Stderr: outputWriter{out, &out.stderr}, Leave: out.unwanted,
@@ -78,6 +80,14 @@ func (e *Engine) attend(ctx context.Context, run execution, req sandbox.ExecRequ
 	res.Stderr, res.StderrTruncated = out.stderr.buf.Bytes(), out.stderr.truncated
 	e.endExec(run, res, nil)
 	return res, nil
+}
+
+// whileStaying returns a context that ends when the daemon leaves, which does not
+// wait for programs.
+func (e *Engine) whileStaying(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(e.staying, func() { cancel(errLeft) })
+	return ctx, func() { stop(); cancel(nil) }
 }
 
 func (run execution) command(req sandbox.ExecRequest) agent.Command {

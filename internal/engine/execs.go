@@ -47,6 +47,8 @@ func (e *Engine) StartExec(ctx context.Context, id sandbox.ID, req sandbox.ExecR
 
 // await counts a program out when it has ended.
 func (e *Engine) await(ctx context.Context, run execution, limit time.Duration) {
+	ctx, stop := e.whileStaying(ctx)
+	defer stop()
 	ctx, cancel := context.WithTimeoutCause(ctx, limit+endGrace, errors.New("the guest did not tell how the program ended"))
 	defer cancel()
 	exit, err := run.vm.Agent.AwaitExec(ctx, string(run.ex))

@@ -21,8 +21,8 @@ func (f *fixture) start(id sandbox.ID, req sandbox.ExecRequest) sandbox.ExecID {
 	return ex
 }
 
-// output reads the output of a program to its end.
-func (f *fixture) output(id sandbox.ID, ex sandbox.ExecID, req sandbox.OutputRequest) string {
+// read reads the output of a program to its end.
+func (f *fixture) read(id sandbox.ID, ex sandbox.ExecID, req sandbox.OutputRequest) string {
 	f.t.Helper()
 	r, err := f.ExecOutput(f.t.Context(), id, ex, req)
 	if err != nil {
@@ -65,10 +65,10 @@ func TestStartExec(t *testing.T) {
 	if err := f.FeedExec(t.Context(), id, ex, []byte("b\n"), true); err != nil {
 		t.Error(err)
 	}
-	if got := f.output(id, ex, sandbox.OutputRequest{Follow: true}); got != "a\nb\n" {
+	if got := f.read(id, ex, sandbox.OutputRequest{Follow: true}); got != "a\nb\n" {
 		t.Errorf("stdout %q", got)
 	}
-	if got := f.output(id, ex, sandbox.OutputRequest{Stderr: true, Follow: true}); got != "\n" {
+	if got := f.read(id, ex, sandbox.OutputRequest{Stderr: true, Follow: true}); got != "\n" {
 		t.Errorf("stderr %q", got)
 	}
 	if res := f.ended(id, ex); res.ExitCode != 3 || res.Err != "" || res.ID != ex {
@@ -122,7 +122,7 @@ func TestOutputThatIsGone(t *testing.T) {
 	if !ok || gone.Code != sandbox.CodeOutputGone || gone.FirstOffset < 3000000-1<<20 {
 		t.Fatalf("%+v", err)
 	}
-	if got := f.output(id, ex, sandbox.OutputRequest{Offset: gone.FirstOffset}); int64(len(got)) != 3000000-gone.FirstOffset {
+	if got := f.read(id, ex, sandbox.OutputRequest{Offset: gone.FirstOffset}); int64(len(got)) != 3000000-gone.FirstOffset {
 		t.Errorf("%d bytes from %d on", len(got), gone.FirstOffset)
 	}
 }
@@ -157,7 +157,7 @@ func TestClientThatGoesAway(t *testing.T) {
 	if res.ExitCode != 4 {
 		t.Errorf("%+v", res)
 	}
-	if got := f.output(sb.ID, ex, sandbox.OutputRequest{}); got != "begun\n" {
+	if got := f.read(sb.ID, ex, sandbox.OutputRequest{}); got != "begun\n" {
 		t.Errorf("%q", got)
 	}
 	f.awaitExecs(sb.ID, 0)
@@ -237,4 +237,62 @@ func TestResumedExecsCount(t *testing.T) {
 	if res := f.ended(id, "ex_000000000002"); res.ExitCode != 5 {
 		t.Errorf("%+v", res)
 	}
+}
+
+// A daemon that leaves does not wait for programs, and the next one finds them:
+// they count, their output goes on where a reader was, and their end is theirs.
+func TestExecsOutliveTheDaemon(t *testing.T) {
+	f := newFixture(t)
+	id := f.create()
+	ex := f.start(id, sandbox.ExecRequest{Code: "echo one; read x; echo $x; exit 6", StdinOpen: true})
+	gone, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if _, err := f.Exec(gone, id, sandbox.ExecRequest{Code: "sleep 60"}); err == nil {
+		t.Error("it did not take its time")
+	}
+	f.awaitExecs(id, 2)
+	follower, err := f.ExecOutput(t.Context(), id, ex, sandbox.OutputRequest{Follow: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer follower.Close()
+	if _, err := io.ReadFull(follower, make([]byte, len("one\n"))); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	f.restart()
+	if took := time.Since(began); took > 10*time.Second {
+		t.Errorf("it took %v", took)
+	}
+	if _, err := io.ReadAll(follower); err == nil {
+		t.Error("what was broken off looks like an end")
+	}
+	f.awaitExecs(id, 2)
+	if err := f.FeedExec(t.Context(), id, ex, []byte("two\n"), true); err != nil {
+		t.Fatal(err)
+	}
+	if got := f.read(id, ex, sandbox.OutputRequest{Offset: 4, Follow: true}); got != "two\n" {
+		t.Errorf("%q", got)
+	}
+	if res := f.ended(id, ex); res.ExitCode != 6 {
+		t.Errorf("%+v", res)
+	}
+	f.awaitExecs(id, 1)
+	for _, other := range mustExecs(t, f, id) {
+		if other.Result == nil {
+			if err := f.SignalExec(t.Context(), id, other.ID, 9); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	f.awaitExecs(id, 0)
+}
+
+func mustExecs(t *testing.T, f *fixture, id sandbox.ID) []sandbox.Exec {
+	t.Helper()
+	list, err := f.Execs(t.Context(), id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }

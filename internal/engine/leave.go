@@ -15,7 +15,7 @@ const drainTimeout = 30 * time.Second
 
 // errLeft is what became of a program that still ran then.
 var errLeft = &sandbox.Error{
-	Code: sandbox.CodeLost, Message: "emberd ended while the program ran; the sandbox goes on, and the program's exit code is unknown",
+	Code: sandbox.CodeLost, Message: "emberd ended while the program ran, which goes on and is found among the sandbox's execs",
 }
 
 // Leave refuses new sandboxes, lets the requests that are under way finish, for
@@ -38,6 +38,7 @@ func (e *Engine) Leave(ctx context.Context) {
 		en.abort(sandbox.ErrClosing)
 	}
 	close(e.leave)
+	e.depart(errLeft)
 	e.wg.Wait()
 	for _, en := range e.all() {
 		if _, vm := en.snapshot(); vm != nil {

@@ -229,6 +229,9 @@ func (e *Engine) goOn(ctx context.Context, sb sandbox.Sandbox, rec store.VM, t *
 	e.tell(sb, sandbox.Event{Kind: sandbox.EventAdopted})
 	e.cfg.Log.Info("sandbox adopted", "sandbox_id", sb.ID, "vm", sb.VM, "pack", sb.Pack, "expires_at", sb.ExpiresAt)
 	e.wg.Go(func() { e.watch(ctx, en, vm) })
+	if err := e.resumeExecs(ctx, en); err != nil {
+		e.cfg.Log.Warn("programs of an adopted sandbox were not counted", "sandbox_id", sb.ID, "err", err)
+	}
 }
 
 // adopt takes over a VM. On error it is still to be removed.
