@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -323,4 +324,125 @@ func TestExecsAtLoad(t *testing.T) {
 	}
 	wg.Wait()
 	t.Logf("%d streams of 1 MiB in %v", streams, time.Since(began))
+}
+
+// endless counts until its input ends, and exits with 7.
+const endless = `import select, sys
+i = 0
+while not select.select([0], [], [], 0.01)[0]:
+    print(i, flush=True)
+    i += 1
+sys.exit(7)`
+
+// A daemon that is killed takes no program with it: its output goes on where the
+// client was, without a byte missing or twice, and its exit code is its own. So
+// does a program whose client waited for it.
+func TestKilledDaemonLosesNoByte(t *testing.T) {
+	data, run := small(t)
+	flags := append([]string{"--on-exit", "keep"}, plain...)
+	d := startEmberd(t, data, run, flags...)
+	id, err := d.Create(t.Context(), "python")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ex, err := d.StartExec(t.Context(), id, client.Program{Code: endless}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got bytes.Buffer
+	at := int64(0)
+	rounds := span(3, 20)
+	for round := range rounds {
+		answer := make(chan error, 1)
+		go func() {
+			_, err := d.Exec(t.Context(), id, client.Program{Code: fmt.Sprintf("import time; time.sleep(3); raise SystemExit(%d)", 20+round)})
+			answer <- err
+		}()
+		out, err := d.Output(t.Context(), id, ex, client.Stdout, at, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		awaitRunning(t, d, id, 2)
+		if _, err := io.CopyN(&got, out, 200); err != nil {
+			t.Fatal(err)
+		}
+		killed := make(chan struct{})
+		go func() {
+			defer close(killed)
+			d.end(t, syscall.SIGKILL)
+		}()
+		if _, err := io.Copy(&got, out); err == nil {
+			t.Error("what was broken off looks like an end")
+		}
+		<-killed
+		at = out.Offset()
+		_ = out.Close()
+		if err := <-answer; err == nil {
+			t.Error("a program that still runs has a result")
+		}
+		d = startEmberd(t, data, run, flags...)
+		checkFound(t, d, id, round)
+	}
+	if err := d.Feed(t.Context(), id, ex, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	end, err := d.CopyOutput(t.Context(), &got, id, ex, client.Stdout, at, client.Resume{Patience: time.Minute})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Count(got.String(), "\n")
+	if got.String() != counted(lines) || int64(got.Len()) != end {
+		t.Errorf("%d bytes up to %d are not what the program wrote", got.Len(), end)
+	}
+	state, err := d.ExecState(t.Context(), id, ex)
+	if err != nil || state.ExitCode == nil || *state.ExitCode != 7 {
+		t.Errorf("%+v, %v", state, err)
+	}
+	t.Logf("%d lines over %d daemons", lines, rounds+1)
+	if err := d.Delete(t.Context(), id); err != nil {
+		t.Error(err)
+	}
+}
+
+// awaitRunning waits until so many programs run in a sandbox.
+func awaitRunning(t *testing.T, d *emberd, id string, want int) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+		list, err := d.Execs(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		running := 0
+		for _, ex := range list {
+			if ex.State == "running" {
+				running++
+			}
+		}
+		if running == want {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d programs run, want %d", running, want)
+		}
+	}
+}
+
+// checkFound waits for the end of the program whose client the last daemon's end
+// cut off, which exits with 20 more than the round.
+func checkFound(t *testing.T, d *emberd, id string, round int) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		list, err := d.Execs(t.Context(), id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, ex := range list {
+			if ex.ExitCode != nil && *ex.ExitCode == 20+round {
+				return
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the program of round %d is not found: %+v", round, list)
+		}
+	}
 }
