@@ -18,6 +18,7 @@ import (
 
 func TestMain(m *testing.M) {
 	fctest.Main()
+	runVictim()
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"))
 }
 
@@ -29,9 +30,15 @@ func fakeConfig(t *testing.T) Config {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	fctest.Data(t, filepath.Join(dir, "data"))
+	return configIn(dir)
+}
+
+// configIn is a daemon over fake VMMs in dir.
+func configIn(dir string) Config {
 	cfg := NewConfig()
 	cfg.Listen, cfg.OnExit = "127.0.0.1:0", Stop
-	cfg.DataDir = fctest.Data(t, filepath.Join(dir, "data"))
+	cfg.DataDir = paths.Data(filepath.Join(dir, "data"))
 	cfg.RunDir = paths.Run(filepath.Join(dir, "run"))
 	cfg.Init = os.Args[0]
 	cfg.Launcher = &fctest.Launcher{Dir: dir}
