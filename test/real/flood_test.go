@@ -47,7 +47,7 @@ func startProcess(t *testing.T, flags ...string) *process {
 		t.Fatal(err)
 	}
 	flags = append([]string{
-		"--listen", "127.0.0.1:0", "--log-level", "debug", "--boot-timeout", "2m", "--pool", "python=0", "--templates=false", "--shells", "0",
+		"--listen", "127.0.0.1:0", "--on-exit", "stop", "--log-level", "debug", "--boot-timeout", "2m", "--pool", "python=0", "--templates=false", "--shells", "0",
 		"--data-dir", string(p.data), "--run-dir", filepath.Join(t.TempDir(), "run"),
 	}, flags...)
 	cmd := exec.Command("emberd", flags...)
