@@ -34,6 +34,7 @@ func settings(cfg *daemon.Config, log *logging) *config.Table {
 
 	f = t.Section("What emberd tells")
 	f.TextVar(&log.level, "log-level", log.level, "log what is at least this important: debug, info, warn or error")
+	f.StringVar(&cfg.TraceEndpoint, "trace-endpoint", "", "URL of a collector to send traces to, as OTLP over HTTP (http://127.0.0.1:4318); '' for none")
 	f.TextVar(&log.format, "log-format", logText, "log as text, or as json, with a line for each record")
 	return t
 }

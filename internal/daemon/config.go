@@ -69,6 +69,10 @@ type Config struct {
 	// OnExit is what becomes of the sandboxes when the daemon ends.
 	OnExit OnExit
 
+	// TraceEndpoint is the URL of a collector of OpenTelemetry that is sent traces;
+	// empty is none.
+	TraceEndpoint string
+
 	Log *slog.Logger
 	// Manager is the service manager that started the daemon; nil if none did.
 	Manager *systemd.Manager

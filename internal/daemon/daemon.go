@@ -35,6 +35,7 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
 	"github.com/emberd/emberd/internal/telemetry"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 	"github.com/emberd/emberd/internal/version"
 	"github.com/emberd/emberd/internal/x/cleanup"
 )
@@ -48,6 +49,7 @@ type Daemon struct {
 	telemetry *telemetry.Telemetry
 	// firecracker is the release of it that runs, empty if something else does.
 	firecracker string
+	tracer      *trace.Exporter // nil if nobody traces
 	vmms        *telemetry.VMMs // nil if VMMs are not in the jail
 	api         *httpapi.API
 	listeners   *listeners
@@ -71,6 +73,9 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	}()
 
 	if err := cfg.Limits.Check(); err != nil {
+		return nil, err
+	}
+	if err := d.openTraces(); err != nil {
 		return nil, err
 	}
 	// Before what `emberctl setup` would mend, which would be for nothing.
@@ -123,25 +128,30 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	}
 	d.release.Add("engine", d.endSandboxes)
 	d.telemetry.Watch(d.sources(d.pool))
-	var templates httpapi.Templates // nil, not a nil of another type
-	if d.templates != nil {
-		templates = templateAPI{d.templates, packs}
-	}
-	d.api = httpapi.New(httpapi.Config{
-		Engine: d.engine, Templates: templates, Telemetry: d.telemetry, Stats: d.stats, Log: cfg.Log,
-		Info: func() rest.Info {
-			now := info
-			now.Pool = describePool(d.pool)
-			return now
-		},
-		Limits: cfg.Limits,
-		Ready:  d.engine.Ready,
-	})
+	d.api = d.newAPI(info, packs)
 	if d.listeners, err = listen(ctx, cfg); err != nil {
 		return nil, err
 	}
 	d.release.Add("listeners", func(context.Context) error { return d.listeners.Close() })
 	return d, nil
+}
+
+// newAPI returns the API of the daemon, which says info of itself.
+func (d *Daemon) newAPI(info rest.Info, packs *pack.Registry) *httpapi.API {
+	var templates httpapi.Templates // nil, not a nil of another type
+	if d.templates != nil {
+		templates = templateAPI{d.templates, packs}
+	}
+	return httpapi.New(httpapi.Config{
+		Engine: d.engine, Templates: templates, Telemetry: d.telemetry, Tracer: d.tracer, Stats: d.stats, Log: d.log,
+		Info: func() rest.Info {
+			now := info
+			now.Pool = describePool(d.pool)
+			return now
+		},
+		Limits: d.cfg.Limits,
+		Ready:  d.engine.Ready,
+	})
 }
 
 // describe returns what there is to say about a daemon before it runs.

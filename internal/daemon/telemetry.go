@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"cmp"
+	"context"
 	"slices"
 
 	"github.com/emberd/emberd/api/rest"
@@ -10,7 +11,21 @@ import (
 	"github.com/emberd/emberd/internal/provision/template"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/telemetry"
+	"github.com/emberd/emberd/internal/telemetry/trace"
+	"github.com/emberd/emberd/internal/version"
 )
+
+// openTraces has traces sent to the collector that the daemon was told of, if any.
+func (d *Daemon) openTraces() (err error) {
+	if d.cfg.TraceEndpoint == "" {
+		return nil
+	}
+	if d.tracer, err = trace.New(d.cfg.TraceEndpoint, version.Version, d.log); err != nil {
+		return err
+	}
+	d.release.Add("traces", func(context.Context) error { d.tracer.Close(); return nil })
+	return nil
+}
 
 // sources is whom a scrape asks.
 func (d *Daemon) sources(kept *pool.Pool) telemetry.Sources {

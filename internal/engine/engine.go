@@ -30,6 +30,7 @@ import (
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 	"github.com/emberd/emberd/internal/x/fault"
 )
 
@@ -289,6 +290,9 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	if err := e.cfg.Faults.Hit(FaultProvide); err != nil {
 		return err
 	}
+	span := trace.From(ctx)
+	span.Set("emberd.id", string(sb.ID))
+	span.Set("emberd.pack", sb.Pack)
 	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{
 		Pack: p, Limits: sb.Limits, BootPath: path,
 		Begin: func(id sandbox.VMID) error {
@@ -304,6 +308,7 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	en.vm = vm
 	en.mu.Unlock()
 	sb.VM, sb.BootPath = vm.ID, vm.BootPath
+	span.Set("emberd.boot_path", string(vm.BootPath))
 	if err := e.cfg.Faults.Hit(FaultReady); err != nil {
 		return err
 	}

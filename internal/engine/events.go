@@ -52,23 +52,28 @@ func (e *Engine) tellFailed(ctx context.Context, en *entry, err error) {
 
 // tellExec tells how a program in sb ended that was asked for at began.
 func (e *Engine) tellExec(sb sandbox.Sandbox, began time.Time, res sandbox.ExecResult, err error) {
-	event := sandbox.Event{Kind: sandbox.EventExec, Took: e.cfg.Now().Sub(began), Ran: res.Duration, Warm: res.Warm}
-	switch {
-	case err != nil:
-		event.Reason = execLost
-	case res.Err == sandbox.ErrTextTimedOut:
-		event.Reason = execTimedOut
-	case res.Err != "":
-		event.Reason = execUnknown
-	case res.ExitCode != 0:
-		event.Reason = execFailed
-	default:
-		event.Reason = execOK
-	}
-	e.tell(sb, event)
+	e.tell(sb, sandbox.Event{
+		Kind: sandbox.EventExec, Reason: howItEnded(res, err),
+		Took: e.cfg.Now().Sub(began), Ran: res.Duration, Warm: res.Warm,
+	})
 	if res.Hit.Memory {
 		e.tell(sb, sandbox.Event{Kind: sandbox.EventOOM, Reason: "guest"})
 	}
+}
+
+// howItEnded is the word for the end of a program.
+func howItEnded(res sandbox.ExecResult, err error) string {
+	switch {
+	case err != nil:
+		return execLost
+	case res.Err == sandbox.ErrTextTimedOut:
+		return execTimedOut
+	case res.Err != "":
+		return execUnknown
+	case res.ExitCode != 0:
+		return execFailed
+	}
+	return execOK
 }
 
 // tellEnd tells that nothing is left of sb, and why. A create that failed is told

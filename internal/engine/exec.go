@@ -11,6 +11,7 @@ import (
 	"github.com/emberd/emberd/internal/agent"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 )
 
 // exitUnknown stands for the exit code when there is none to report.
@@ -43,6 +44,9 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	}()
 	select {
 	case <-ended:
+		span := trace.From(ctx)
+		span.Set("emberd.boot_path", string(run.sb.BootPath))
+		span.Set("emberd.result", howItEnded(res, err))
 		return res, err
 	case <-ctx.Done():
 		out.abandon()

@@ -11,6 +11,7 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 )
 
 // statusClientClosed is nginx's code for a client that went away. Only the log
@@ -73,7 +74,9 @@ func statusOf(code sandbox.Code) int {
 // handler returns the handler of one route.
 func (a *API) handler(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		r, span := a.traced(rt, r)
 		out, err := rt.serve(w, r)
+		span.End(trace.Code(err))
 		switch {
 		case err != nil:
 			a.fail(w, r, err)
@@ -83,6 +86,17 @@ func (a *API) handler(rt route) http.Handler {
 			a.write(w, r, rt.status, out)
 		}
 	})
+}
+
+// traced returns r with a span if it is to be traced: what changes nothing is asked
+// for again and again, and takes no time.
+func (a *API) traced(rt route, r *http.Request) (*http.Request, *trace.Span) {
+	if a.tracer == nil || rt.method == http.MethodGet {
+		return r, nil
+	}
+	ctx, span := a.tracer.Request(r.Context(), rt.id, r.Header.Get("Traceparent"))
+	span.Set("emberd.id", r.PathValue("id"))
+	return r.WithContext(ctx), span
 }
 
 // fail answers r with err and logs what the answer does not tell.

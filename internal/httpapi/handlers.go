@@ -11,6 +11,7 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 	"github.com/emberd/emberd/internal/x/cleanup"
 )
 
@@ -20,6 +21,7 @@ type API struct {
 	engine    Engine
 	templates Templates
 	telemetry Telemetry
+	tracer    *trace.Exporter
 	stats     func() rest.Stats
 	info      func() rest.Info
 	limits    sandbox.Policy

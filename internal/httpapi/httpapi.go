@@ -23,6 +23,7 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 )
 
 // Engine is what the API needs of emberd. Its errors are [sandbox.Error]s where
@@ -51,12 +52,14 @@ type Engine interface {
 	List() []sandbox.Sandbox
 }
 
-// Config is what [New] needs; every field but Templates is required.
+// Config is what [New] needs; every field but Templates and Tracer is required.
 type Config struct {
 	Engine Engine
 	// Templates is nil where there are none.
 	Templates Templates
 	Telemetry Telemetry
+	// Tracer is told of the requests that change something; nil is nobody.
+	Tracer *trace.Exporter
 	// Stats returns what sandboxes use.
 	Stats func() rest.Stats
 	// Info describes the daemon.
@@ -71,7 +74,7 @@ type Config struct {
 // New returns the API. It may be used by any number of goroutines.
 func New(cfg Config) *API {
 	a := &API{
-		engine: cfg.Engine, templates: cfg.Templates, telemetry: cfg.Telemetry, stats: cfg.Stats,
+		engine: cfg.Engine, templates: cfg.Templates, telemetry: cfg.Telemetry, tracer: cfg.Tracer, stats: cfg.Stats,
 		limits: cfg.Limits, info: cfg.Info, ready: cfg.Ready, log: cfg.Log,
 		mux: http.NewServeMux(), open: make(map[string]bool),
 		bodyGrace: bodyGrace, writeGrace: writeGrace,

@@ -11,6 +11,7 @@ import (
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 	"github.com/emberd/emberd/internal/x/fault"
 )
 
@@ -97,10 +98,12 @@ func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
 // errStalled is a guest that runs and never says hello.
 var errStalled = errors.New("the guest did not say hello in time")
 
-func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (*VM, error) {
+func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (_ *VM, err error) {
 	limit := c.cfg.Timeout / attempts
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, fmt.Errorf("%w (%v)", errStalled, limit))
 	defer cancel()
+	ctx, span := trace.Start(ctx, "boot")
+	defer func() { span.End(trace.Code(err)) }()
 	fc, err := firecracker.Boot(ctx, c.cfg.Launcher, firecracker.Config{
 		ID:       id,
 		Size:     req.Limits.Size,

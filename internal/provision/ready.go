@@ -13,6 +13,7 @@ import (
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/store"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 	"github.com/emberd/emberd/internal/version"
 	"github.com/emberd/emberd/internal/vsock"
 	"github.com/emberd/emberd/internal/x/fault"
@@ -68,7 +69,9 @@ type Identity struct {
 // Ready makes a VM out of a microVM whose vCPUs run: its agent has answered, and
 // has armed it, and there is a record of it. On error nothing is left of the
 // microVM.
-func (h Host) Ready(ctx context.Context, fc *firecracker.VM, who Identity) (*VM, error) {
+func (h Host) Ready(ctx context.Context, fc *firecracker.VM, who Identity) (_ *VM, err error) {
+	ctx, span := trace.Start(ctx, "guest")
+	defer func() { span.End(trace.Code(err)) }()
 	session, err := Hello(ctx, fc, h.Log, h.Faults)
 	if err == nil {
 		vm := &VM{ID: who.ID, Agent: session, BootPath: who.BootPath, vm: fc, records: h.Records}

@@ -28,6 +28,7 @@ import (
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/telemetry/trace"
 	"github.com/emberd/emberd/internal/x/fault"
 	"github.com/emberd/emberd/internal/x/lockfile"
 )
@@ -194,6 +195,8 @@ func (s *Templates) restore(ctx context.Context, t *template, req provision.Requ
 	if req.Ahead {
 		pages = t.Rehearsed
 	}
+	ctx, span := trace.Start(ctx, "restore")
+	defer func() { span.End(trace.Code(err)) }()
 	err = s.shells.Use(ctx, req.Begin, func(shell *firecracker.Shell) error {
 		fc, err := shell.Restore(ctx, t.snapshot, pages, s.cfg.Faults)
 		if err != nil {
