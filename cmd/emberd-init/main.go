@@ -30,9 +30,20 @@ import (
 // roleMachine is the role of the emulated KVM host; a sandbox has none.
 const roleMachine = "machine"
 
+const help = `emberd-init is PID 1 of every microVM: it makes the system, runs the programs that
+emberd sends, and collects what they leave. The kernel of a microVM starts it;
+there is nothing to start by hand. emberd finds it beside itself, or by --init.
+
+Flags:
+`
+
 func main() {
 	interpreter := flag.String("interpreter", "python3", "runs code when the kernel command line names no other")
 	showVersion := flag.Bool("version", false, "print the version and exit")
+	flag.Usage = func() {
+		_, _ = fmt.Fprint(flag.CommandLine.Output(), help)
+		flag.PrintDefaults()
+	}
 	flag.Parse()
 	if *showVersion {
 		fmt.Println(version.Version)
