@@ -90,7 +90,7 @@ func (s *Session) Hello() *agentv1.HelloReply { return s.hello }
 func (s *Session) Done() <-chan struct{} { return s.mux.CloseChan() }
 
 // Close ends the connection and every operation on it. The agent kills the
-// programs that still run for it.
+// programs without an id that still run for it.
 func (s *Session) Close() error {
 	err := s.mux.Close()
 	s.mu.Lock()

@@ -44,6 +44,9 @@ const (
 	FaultClear   = "engine.clear"
 )
 
+// FaultExec is the fault point of each program that is begun.
+const FaultExec = "engine.exec"
+
 // FaultRecover is the fault point of each VM that [Engine.Recover] sees to.
 const FaultRecover = "engine.recover"
 

