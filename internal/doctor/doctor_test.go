@@ -229,6 +229,19 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// The manual names every check there is.
+func TestChecksAreExplained(t *testing.T) {
+	manual, err := os.ReadFile("../../docs/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range checks {
+		if !strings.Contains(string(manual), "`"+c.name+"`") {
+			t.Errorf("%s is not explained", c.name)
+		}
+	}
+}
+
 func TestAdvisories(t *testing.T) {
 	tests := map[string]int{
 		"1.12.1": 2, // the jailer, and its line has ended

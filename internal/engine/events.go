@@ -50,8 +50,12 @@ func (e *Engine) tellFailed(ctx context.Context, en *entry, err error) {
 	e.tell(sb, sandbox.Event{Kind: sandbox.EventFailed, Reason: string(code), Took: e.cfg.Now().Sub(en.began)})
 }
 
-// tellExec tells how a program in sb ended that was asked for at began.
+// tellExec tells how a program in sb ended that was asked for at began. One that
+// this daemon leaves behind has not ended, and is the next one's to tell of.
 func (e *Engine) tellExec(sb sandbox.Sandbox, began time.Time, res sandbox.ExecResult, err error) {
+	if err != nil && e.left() {
+		return
+	}
 	e.tell(sb, sandbox.Event{
 		Kind: sandbox.EventExec, Reason: howItEnded(res, err),
 		Took: e.cfg.Now().Sub(began), Ran: res.Duration, Warm: res.Warm,

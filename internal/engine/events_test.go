@@ -134,3 +134,16 @@ func TestLoads(t *testing.T) {
 		t.Errorf("promised %+v of %+v", promised, capacity)
 	}
 }
+
+// A program that a daemon leaves behind is told of once, by the next one.
+func TestEventsAcrossARestart(t *testing.T) {
+	events := &heard{}
+	f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) { cfg.Events = events })
+	f.start(f.create(), sandbox.ExecRequest{Code: "sleep 1; exit 3"})
+	f.restart()
+	want := []string{"created", "ready", "adopted", "exec failed"}
+	f.await("its end", 10*time.Second, func() bool { return len(events.words()) >= len(want) })
+	if got := events.words(); !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}

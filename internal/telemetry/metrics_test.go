@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"maps"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -55,7 +56,7 @@ func watched(t *testing.T) (*prometheus.Registry, *Telemetry) {
 }
 
 // A metric that is declared and that nothing emits is one that somebody waits for
-// in vain.
+// in vain; one that nobody explains is of no use.
 func TestEveryMetricIsEmitted(t *testing.T) {
 	registry, _ := watched(t)
 	declared := make(chan *prometheus.Desc)
@@ -63,10 +64,19 @@ func TestEveryMetricIsEmitted(t *testing.T) {
 		defer close(declared)
 		registry.Describe(declared)
 	}()
+	manual, err := os.ReadFile("../../docs/OPERATIONS.md")
+	if err != nil {
+		t.Fatal(err)
+	}
 	missing := map[string]bool{}
 	for d := range declared {
-		if name := descName.FindStringSubmatch(d.String())[1]; strings.HasPrefix(name, "emberd_") {
-			missing[name] = true
+		name := descName.FindStringSubmatch(d.String())[1]
+		if !strings.HasPrefix(name, "emberd_") {
+			continue
+		}
+		missing[name] = true
+		if !regexp.MustCompile("`" + name + "[`{]").Match(manual) {
+			t.Errorf("%s is not explained", name)
 		}
 	}
 	if len(missing) < 30 {
