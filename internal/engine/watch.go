@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"sync"
 	"time"
 
 	"github.com/emberd/emberd/internal/provision"
@@ -12,7 +13,8 @@ import (
 // An agent is asked for a sign of life every pingInterval, and has maxSilence
 // to give it. Then it is asked once more and has lastChance: a daemon that was
 // itself stopped for a while must not take that for the agent's silence. So one
-// that hangs is found out within the sum of the three.
+// that hangs is found out within the sum of the three, on a host that has a CPU for
+// it; see [provision.VM.Ping].
 const (
 	pingInterval = 3 * time.Second
 	maxSilence   = 5 * time.Second
@@ -55,26 +57,39 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reas
 		case <-vm.Agent.Done():
 			return e.afterDisconnect(en, vm)
 		case <-tick.C:
-			err := ping(ctx, vm, maxSilence)
-			if errors.Is(err, context.DeadlineExceeded) {
-				err = ping(ctx, vm, lastChance)
-			}
-			if errors.Is(err, context.DeadlineExceeded) {
+			switch err := e.signOfLife(ctx, en, vm); {
+			case err == nil, errors.Is(err, context.Canceled):
+			case errors.Is(err, context.DeadlineExceeded):
 				return unresponsive
-			}
-			if err != nil {
+			default:
 				return e.afterDisconnect(en, vm)
 			}
 		}
 	}
 }
 
-// ping asks the agent of vm for a sign of life. The error is
-// [context.DeadlineExceeded] if it gives none in time.
-func ping(ctx context.Context, vm *provision.VM, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// signOfLife asks the agent of vm for a sign of life. The error is
+// [context.DeadlineExceeded] if it gives none in time, and [context.Canceled] if
+// nobody wants to know any more.
+func (e *Engine) signOfLife(ctx context.Context, en *entry, vm *provision.VM) error {
+	ctx, cancel := context.WithCancel(ctx)
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
 	defer cancel()
-	return vm.Agent.Ping(ctx)
+	waiting.Go(func() {
+		defer cancel()
+		select {
+		case <-en.doomed:
+		case <-e.leave:
+		case <-vm.Done():
+		case <-ctx.Done():
+		}
+	})
+	err := vm.Ping(ctx, maxSilence)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = vm.Ping(ctx, lastChance)
+	}
+	return err
 }
 
 // afterDisconnect tells the connection's end from that of the VM, which follows

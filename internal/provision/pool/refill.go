@@ -172,7 +172,7 @@ func (p *Pool) awaitEnd(s *shelf, w *waiter) (fault string) {
 		case <-w.vm.Agent.Done():
 			return "the connection to its agent broke"
 		case <-tick.C:
-			err := p.ping(w.vm)
+			err := w.vm.Ping(p.ctx, p.tempo.silence)
 			switch {
 			case p.ctx.Err() != nil:
 				return ""
@@ -184,12 +184,6 @@ func (p *Pool) awaitEnd(s *shelf, w *waiter) (fault string) {
 			p.mu.Unlock()
 		}
 	}
-}
-
-func (p *Pool) ping(vm *provision.VM) error {
-	ctx, cancel := context.WithTimeout(p.ctx, p.tempo.silence)
-	defer cancel()
-	return vm.Agent.Ping(ctx)
 }
 
 // discard clears a VM that the shelf has counted. What cannot be cleared is tried
