@@ -80,8 +80,7 @@ func (e *Engine) attend(ctx context.Context, run execution, req sandbox.ExecRequ
 		return sandbox.ExecResult{}, e.lost(run.en, run.vm, err)
 	}
 	res := result(run.ex, exit)
-	res.Stdout, res.StdoutTruncated = out.stdout.buf.Bytes(), out.stdout.truncated
-	res.Stderr, res.StderrTruncated = out.stderr.buf.Bytes(), out.stderr.truncated
+	out.give(&res)
 	e.endExec(run, res, nil)
 	return res, nil
 }
@@ -218,6 +217,14 @@ func (o *outputs) abandon() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.stdout, o.stderr = capped{}, capped{}
+}
+
+// give puts into res what was written.
+func (o *outputs) give(res *sandbox.ExecResult) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	res.Stdout, res.StdoutTruncated = o.stdout.buf.Bytes(), o.stdout.truncated
+	res.Stderr, res.StderrTruncated = o.stderr.buf.Bytes(), o.stderr.truncated
 }
 
 // outputWriter takes in one of a program's outputs.
