@@ -1,7 +1,13 @@
 package main
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,5 +42,31 @@ func TestUsageRows(t *testing.T) {
 				t.Errorf("got  %q\nwant %q", rows[2], want)
 			}
 		})
+	}
+}
+
+// On a terminal it looks again and again, and ends when it is interrupted.
+func TestTopGoesOn(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(t.Context())
+	defer cancel(nil)
+	interrupted := errors.New("interrupted")
+	looks := 0
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if looks++; looks == 3 {
+			cancel(interrupted)
+		}
+		_, _ = fmt.Fprintf(w, `{"sandboxes":[{"id":"sb_%d"}],"total":{"vmms":%d,"own_bytes":1048576,"promised_mib":320,"capacity_mib":1024}}`, looks, looks)
+	}))
+	defer srv.Close()
+	var out strings.Builder
+	a := &app{stdout: &out, addr: srv.URL}
+	cmd := newTopCmd(a)
+	cmd.SetContext(ctx)
+	if err := a.watchTop(cmd, rest.Stats{}, time.Millisecond); !errors.Is(err, interrupted) && !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	screens := strings.Split(out.String(), clearScreen)
+	if len(screens) < 4 || !strings.Contains(screens[3], "2 VMMs use 1.0 MiB and share -; 320 of 1024 MiB are promised") || !strings.Contains(screens[3], "sb_2") {
+		t.Errorf("it showed %q", screens)
 	}
 }
