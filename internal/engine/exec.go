@@ -127,6 +127,8 @@ func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, e
 	switch {
 	case en.sb.State != sandbox.Running:
 		return execution{}, sandbox.ErrNotFound
+	case en.left:
+		return execution{}, sandbox.ErrClosing
 	case req.Timeout > limits.ExecTimeout:
 		return execution{}, sandbox.Invalid("timeout_ms is %d; the sandbox's exec_timeout_s allows %d at most",
 			req.Timeout.Milliseconds(), limits.ExecTimeout.Milliseconds())

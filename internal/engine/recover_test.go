@@ -370,6 +370,9 @@ func TestLeaveDrains(t *testing.T) {
 	if err := f.Delete(t.Context(), id); !errors.Is(err, sandbox.ErrClosing) {
 		t.Errorf("delete of what is the next daemon's: %v", err)
 	}
+	if _, err := f.Exec(t.Context(), id, sandbox.ExecRequest{Code: "true"}); !errors.Is(err, sandbox.ErrClosing) {
+		t.Errorf("exec in what is the next daemon's: %v", err)
+	}
 	f.end()
 	f.begin()
 	f.Recover(t.Context())
