@@ -186,7 +186,7 @@ func field(status []byte, name string) string {
 // in its log that does not belong there.
 func checkEmpty(t testing.TB, h *host) {
 	t.Helper()
-	for _, dir := range []string{filepath.Join(h.cfg.DataDir.Jails(), "firecracker"), h.cfg.RunDir.Sandboxes()} {
+	for _, dir := range []string{filepath.Join(h.cfg.DataDir.Jails(), "firecracker"), h.cfg.RunDir.Sandboxes(), h.cfg.RunDir.VMs()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !os.IsNotExist(err) {
 			t.Fatal(err)
