@@ -71,7 +71,7 @@ func Write(ctx context.Context, w io.Writer, cfg Config) ([]Part, error) {
 	zip := gzip.NewWriter(w)
 	archive := tar.NewWriter(zip)
 	put := func(name string, b []byte) error {
-		err := archive.WriteHeader(&tar.Header{Name: root + "/" + name, Mode: 0o600, Size: int64(len(b)), ModTime: now, Typeflag: tar.TypeReg})
+		err := archive.WriteHeader(&tar.Header{Name: root + "/" + name, Mode: 0o600, Size: int64(len(b)), ModTime: now.Truncate(time.Second), Typeflag: tar.TypeReg})
 		if err == nil {
 			_, err = archive.Write(b)
 		}
