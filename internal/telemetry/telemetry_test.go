@@ -184,6 +184,16 @@ func TestLookingIsBounded(t *testing.T) {
 	}
 }
 
+// However long it takes to find the VMMs, some of them are looked at.
+func TestSlowHost(t *testing.T) {
+	now := time.Unix(1e9, 0)
+	v := NewVMMs(host(map[string][2]int{"vm_a": {1, 1}}), "emberd-1")
+	v.now = func() time.Time { now = now.Add(budget - 1); return now }
+	if got := v.All(); len(got) != 1 || got[0].Memory.Own == 0 {
+		t.Errorf("got %+v", got)
+	}
+}
+
 func TestNativeHistograms(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	tel := New(registry, "test", nil)

@@ -71,7 +71,7 @@ func (v *VMMs) All() []VMM {
 	now := v.now()
 	if v.asOf.IsZero() || now.Sub(v.asOf) >= fresh {
 		v.last, v.asOf = v.look(), now
-		v.weigh(now)
+		v.weigh()
 	}
 	return slices.Clone(v.last)
 }
@@ -107,7 +107,8 @@ func (v *VMMs) look() []VMM {
 }
 
 // weigh reads the memory of those of whom it was read longest ago.
-func (v *VMMs) weigh(began time.Time) {
+func (v *VMMs) weigh() {
+	began := v.now()
 	var due []*VMM
 	for i := range v.last {
 		if vmm := &v.last[i]; began.Sub(vmm.asOf) >= stale {
