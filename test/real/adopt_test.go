@@ -105,7 +105,7 @@ func TestKilledDaemonIsGoneOnWith(t *testing.T) {
 	flags := append([]string{"--on-exit", "keep"}, plain...)
 	d := startEmberd(t, data, run, flags...)
 	empty := d.ready
-	n := span(4, 8)
+	const n = 4
 	var ids []string
 	pids, uptimes, counts := map[string]int{}, map[string]float64{}, map[string]float64{}
 	for range n {
