@@ -150,9 +150,10 @@ func (a *app) attach(ctx context.Context, at *attachment) error {
 	defer cancel()
 	var both sync.WaitGroup
 	var errs [2]error
+	c := a.client()
 	follow := func(err *error, w io.Writer, from client.OutputStream, offset *int64) {
 		both.Go(func() {
-			*offset, *err = a.client().CopyOutput(following, w, at.id, at.ex, from, *offset, client.Resume{
+			*offset, *err = c.CopyOutput(following, w, at.id, at.ex, from, *offset, client.Resume{
 				Patience: reattach,
 				Gone: func(first, next int64) {
 					say(a.stderr, "emberctl: warning: bytes %d to %d of %s are gone\n", first, next-1, from)

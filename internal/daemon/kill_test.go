@@ -42,7 +42,9 @@ func runVictim() {
 	_ = os.Unsetenv(dirEnv)
 	cfg := configIn(dir)
 	cfg.OnExit, cfg.Templates, cfg.Faults = Keep, false, &fault.Set{}
-	cfg.Pool = map[string]pool.Bounds{"shell": {Min: 0, Max: 1}} // which a create has it fill
+	if step != "" { // one that a pool left would be created without a step
+		cfg.Pool = map[string]pool.Bounds{"shell": {Min: 0, Max: 1}} // which a create has it fill
+	}
 	cfg.Faults.Do(step, func() error {
 		_ = syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
@@ -82,7 +84,7 @@ func TestDaemonKilledAtEachStep(t *testing.T) {
 			cfg := fakeConfig(t)
 			dir := cfg.Launcher.(*fctest.Launcher).Dir
 			// One sandbox is there before.
-			first := startVictim(t, dir, "none")
+			first := startVictim(t, dir, "")
 			whole, err := first.Create(t.Context(), "shell")
 			if err != nil {
 				t.Fatal(err)

@@ -113,9 +113,8 @@ func shortDir(t *testing.T) string {
 // checkEmpty fails the test if anything of a sandbox is left.
 func (f *fixture) checkEmpty() {
 	f.t.Helper()
-	if pids := f.launcher.Running(); len(pids) > 0 {
-		f.t.Errorf("VMMs left running: %v", pids)
-	}
+	// A launcher collects its children, also those that another one has ended.
+	f.await("no VMM runs", 5*time.Second, func() bool { return len(f.launcher.Running()) == 0 })
 	for _, dir := range []string{f.launcher.Dir, f.run.Sandboxes(), f.run.VMs()} {
 		entries, err := os.ReadDir(dir)
 		if err != nil {
