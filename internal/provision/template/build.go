@@ -228,7 +228,9 @@ func (s *Templates) warmUp(ctx context.Context, session *agent.Session) error {
 			return err
 		}
 	}
-	return nil
+	// The snapshot is not to hold an interpreter that is just being started: each
+	// clone would wait for it.
+	return session.Warm(ctx)
 }
 
 // rehearse runs a program that does nothing.
