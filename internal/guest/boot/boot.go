@@ -119,12 +119,20 @@ func settle(p Params) error {
 	return loopbackUp()
 }
 
+// maxKmsg is less than the longest line that the kernel takes for its log.
+const maxKmsg = 900
+
 // Halt writes why PID 1 cannot go on to the console and resets the system,
 // which ends the VMM. It does not return.
 func Halt(why error) {
-	_, _ = fmt.Fprintf(os.Stderr, "emberd-init: %v\n", why)
-	// The line is lost if the reset comes before the serial port has sent it.
-	_ = unix.IoctlSetInt(int(os.Stderr.Fd()), unix.TCSBRK, 1)
+	line := fmt.Sprintf("emberd-init: %v", why)
+	// The kernel has sent what it logs before the write returns, and needs no
+	// interrupt of the serial port for that, which emberd's own kernel has not.
+	err := os.WriteFile("/dev/kmsg", fmt.Appendf(nil, "<0>%.*s\n", maxKmsg, line), 0)
+	if err != nil {
+		_, _ = fmt.Fprintln(os.Stderr, line)
+		_ = unix.IoctlSetInt(int(os.Stderr.Fd()), unix.TCSBRK, 1) // until it is sent
+	}
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	// A kernel whose PID 1 ends panics, and resets too.
 	os.Exit(1)
