@@ -30,6 +30,9 @@ type Request struct {
 	Limits sandbox.Limits
 	// BootPath, if it is set, is the one way that will do.
 	BootPath sandbox.BootPath
+	// Egress, if it is set, is what the VM may reach, over a network interface that
+	// it has not without.
+	Egress *sandbox.Egress
 	// Ahead says that nobody waits for the VM yet, so that more may be done for
 	// its first program.
 	Ahead bool

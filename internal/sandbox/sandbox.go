@@ -71,6 +71,8 @@ type Spec struct {
 	// BootPath is the one way that the microVM may come to be; empty means the
 	// fastest there is.
 	BootPath BootPath
+	// Egress is what it may reach; nil gives it no network interface.
+	Egress *Egress
 }
 
 // Size is what a microVM is given.
@@ -140,6 +142,8 @@ type Sandbox struct {
 	// IdleExpiresAt is when it ends if no program is run until then. It is zero
 	// while one runs, and in records, since every program changes it.
 	IdleExpiresAt time.Time `json:"idle_expires_at,omitzero"`
+	// Egress is what it may reach, nil if it has no network interface.
+	Egress *Egress `json:"egress,omitempty"`
 }
 
 // LimitsHit is which limits of a sandbox a program, or one that it started, ran
