@@ -38,9 +38,19 @@ type webConn struct {
 	*guestConn
 	flow      *flow
 	transport *http.Transport
-	// unread: something came, of which no request could be made.
-	unread, hijacked bool
-	done             chan struct{} // closed when nobody serves it any more
+	// handled: what is written answers a request that was understood. unread:
+	// something came of which no request could be made.
+	handled, unread, hijacked bool
+	done                      chan struct{} // closed when nobody serves it any more
+}
+
+// Write notes when the server answers by itself, which it does to what it does
+// not understand.
+func (c *webConn) Write(b []byte) (int, error) {
+	if !c.handled {
+		c.unread = true
+	}
+	return c.guestConn.Write(b)
 }
 
 type webKey struct{}
@@ -122,6 +132,8 @@ func (w *web) state(c *webConn, state http.ConnState) {
 	switch state {
 	case http.StateActive:
 		c.unread = true
+	case http.StateIdle:
+		c.handled = false
 	case http.StateHijacked:
 		c.hijacked = true
 	case http.StateClosed:
@@ -135,7 +147,7 @@ func (w *web) state(c *webConn, state http.ConnState) {
 // ServeHTTP relays one request.
 func (w *web) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 	c := connOf(req)
-	c.unread = false
+	c.handled, c.unread = true, false
 	defer func() {
 		if c.hijacked {
 			close(c.done)

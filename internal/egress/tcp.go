@@ -156,6 +156,15 @@ func (c *guestConn) Write(b []byte) (written int, err error) {
 	return written, err
 }
 
+// Close resets the connection if its flow was cut.
+func (c *guestConn) Close() error {
+	if c.ctx.Err() != nil {
+		reset(c.Conn)
+		return nil
+	}
+	return c.Conn.Close()
+}
+
 // CloseWrite says to the guest that nothing comes any more.
 func (c *guestConn) CloseWrite() error {
 	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
