@@ -73,7 +73,7 @@ func newWeb(ctx context.Context, r *relay) *web {
 	w.server = &http.Server{
 		Handler: w, ErrorLog: silent,
 		DisableGeneralOptionsHandler: true,
-		ReadHeaderTimeout:            firstBytes, IdleTimeout: webIdle,
+		ReadHeaderTimeout:            r.firstBytes, IdleTimeout: webIdle,
 		// The server reads as much more.
 		MaxHeaderBytes: maxHead - 4096,
 		BaseContext:    func(net.Listener) context.Context { return ctx },
@@ -112,7 +112,7 @@ func (w *web) relay(f *flow, g *guestConn) {
 	var http1 http.Protocols
 	http1.SetHTTP1(true)
 	c.transport = &http.Transport{
-		DialContext:            func(context.Context, string, string) (net.Conn, error) { return w.relayed.connect(f, "tcp") },
+		DialContext:            func(context.Context, string, string) (net.Conn, error) { return w.relayed.connect(f, "tcp") }, //nolint:contextcheck // the connection outlives the request
 		DisableCompression:     true,
 		Protocols:              &http1,
 		MaxConnsPerHost:        1,
@@ -159,7 +159,7 @@ func (w *web) ServeHTTP(rw http.ResponseWriter, req *http.Request) {
 		h.Set("Content-Type", "text/plain; charset=utf-8")
 		h.Set("X-Content-Type-Options", "nosniff")
 		rw.WriteHeader(http.StatusForbidden)
-		_, _ = fmt.Fprintf(rw, "refused by the egress policy of this sandbox: %s\n", why)
+		_, _ = fmt.Fprintf(rw, "refused by the egress policy of this sandbox: %s\n", why) //nolint:gosec // plain text, to the guest who sent what it quotes
 		return
 	}
 	if !strings.EqualFold(req.Header.Get("Upgrade"), "websocket") {

@@ -38,7 +38,6 @@ type relay struct {
 	accepts  *rate.Limiter
 	up, down *rate.Limiter // bytes from and to the guest
 	web      *web
-	udpIdle  time.Duration
 	running  sync.WaitGroup
 
 	mu     sync.Mutex
@@ -73,7 +72,6 @@ func newRelay(ctx context.Context, cfg *userConfig, names *resolver) *relay {
 		accepts:    rate.NewLimiter(acceptsPerSecond, acceptsBurst),
 		up:         rate.NewLimiter(rate.Inf, chunk),
 		down:       rate.NewLimiter(rate.Inf, chunk),
-		udpIdle:    udpIdle,
 		flows:      map[*flow]struct{}{},
 		open:       map[sandbox.Protocol]int{},
 	}
@@ -212,8 +210,8 @@ func (r *relay) admitName(f *flow, raw string) (why string) {
 // deny writes down that a flow was refused, with the rule that it lacked.
 func (r *relay) deny(f *flow, host string, reason sandbox.EgressReason) {
 	d := sandbox.EgressDenial{Host: host, Addr: f.to.Addr(), Port: f.to.Port(), Protocol: f.proto, Reason: reason}
-	switch {
-	case reason == sandbox.DeniedRange || reason == sandbox.DeniedLimit:
+	switch reason {
+	case sandbox.DeniedRange, sandbox.DeniedLimit:
 	default:
 		if host != "" {
 			d.Rule = hostRule(host, f.proto, f.to.Port())

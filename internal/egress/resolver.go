@@ -157,7 +157,7 @@ func (r *resolver) serveTCP(ctx context.Context, l net.Listener) {
 
 // serveConn answers the messages on one connection, one after the other.
 func (r *resolver) serveConn(ctx context.Context, conn net.Conn) {
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
 	for r.queries.Wait(ctx) == nil {
 		_ = conn.SetDeadline(time.Now().Add(dnsIdle))

@@ -28,7 +28,7 @@ func (r *relay) serveTCP(ctx context.Context, l net.Listener) {
 			reset(conn)
 			continue
 		}
-		r.running.Go(func() {
+		r.running.Go(func() { //nolint:contextcheck // the flow's context is made of this one
 			defer r.end(f)
 			r.relayTCP(f, conn)
 		})
@@ -60,7 +60,7 @@ func (r *relay) relayTCP(f *flow, conn net.Conn) {
 // relayTLS lets a connection pass whose ClientHello names a host that is allowed
 // where the connection goes.
 func (r *relay) relayTLS(f *flow, g *guestConn) {
-	_ = g.SetReadDeadline(time.Now().Add(firstBytes))
+	_ = g.SetReadDeadline(time.Now().Add(r.firstBytes))
 	h, raw, err := readHello(g)
 	_ = g.SetReadDeadline(time.Time{})
 	switch {

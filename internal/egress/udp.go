@@ -80,7 +80,7 @@ func (r *relay) udpFlow(ctx context.Context, flows *udpFlows, from, to netip.Add
 	}
 	f := &udpFlow{flow: begun, from: from, waiting: make(chan []byte, maxWaiting)}
 	flows.all[key] = f
-	r.running.Go(func() {
+	r.running.Go(func() { //nolint:contextcheck // the flow's context is made of this one
 		defer func() {
 			flows.mu.Lock()
 			delete(flows.all, key)

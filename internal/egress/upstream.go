@@ -77,7 +77,7 @@ func (r *resolver) exchangeBy(ctx context.Context, network string, server netip.
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })()
 	if network == "tcp" {
 		if err := writeFramed(conn, q); err != nil {

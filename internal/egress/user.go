@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -48,13 +49,21 @@ type userConfig struct {
 	hostLocal func(netip.Addr) bool
 	// dial connects from the host's namespace; nil does that with a net.Dialer.
 	dial func(ctx context.Context, network string, to netip.AddrPort) (net.Conn, error)
+	// firstBytes is how long a connection may take to say which host it is for, and
+	// udpIdle after how long without a datagram a flow is over; zero means the
+	// constants of that name.
+	firstBytes, udpIdle time.Duration
 }
 
 // forbidden tells whether addr is never reached, whatever the rules say.
 func (c *userConfig) forbidden(p *policy, addr netip.Addr) bool {
-	// An IPv4 address in the form of an IPv6 one would be compared with the wrong
-	// ranges.
-	return addr.Is4In6() || p.ranges.forbids(addr) || c.hostLocal(addr)
+	switch {
+	case addr.Is4In6():
+		return true // it would be compared with the wrong ranges
+	case addr == c.guest.Addr || addr == c.guest.Addr6 || addr == c.guest.Gateway || addr == c.guest.Gateway6:
+		return true // there is somebody else with it, out there
+	}
+	return p.ranges.forbids(addr) || c.hostLocal(addr)
 }
 
 // user is the part of a microVM's network that looks at what the guest sends: its
@@ -78,6 +87,8 @@ func serve(cfg userConfig) *user {
 			return (&net.Dialer{}).DialContext(ctx, network, to.String())
 		}
 	}
+	cfg.firstBytes = cmp.Or(cfg.firstBytes, firstBytes)
+	cfg.udpIdle = cmp.Or(cfg.udpIdle, udpIdle)
 	ctx, end := context.WithCancel(context.Background())
 	u := &user{userConfig: cfg, end: end}
 	u.resolver = newResolver(&u.userConfig)
@@ -102,10 +113,6 @@ func (u *user) set(p *policy) {
 	u.resolver.set(p)
 	u.relay.set(p)
 }
-
-// hostAt returns a name that was resolved to addr, so that a denial can say more
-// than an address; "" if there is none.
-func (u *user) hostAt(addr netip.Addr) string { return u.resolver.hostAt(addr) }
 
 // close ends everything, and waits until it has ended.
 func (u *user) close() {
