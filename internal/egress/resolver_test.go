@@ -177,7 +177,7 @@ func TestResolveTTL(t *testing.T) {
 			if got := time.Duration(m.Answer[0].Header().Ttl) * time.Second; got != tt.want {
 				t.Errorf("the guest may keep it for %s, want %s", got, tt.want)
 			}
-			for _, got := range w.opened.all {
+			for _, got := range w.opened.list() {
 				if got.ttl != tt.want+ttlGrace || !reflect.DeepEqual(got.rules, []sandbox.EgressRule{host("api.example.org", 443, 8443)}) {
 					t.Errorf("opened %+v, want the rule for %s", got, tt.want+ttlGrace)
 				}
@@ -225,7 +225,7 @@ func TestResolveMany(t *testing.T) {
 			t.Errorf("%s with EDNS %d: the reply has an option record: %t", tt.network, tt.edns, got)
 		}
 	}
-	if got := len(w.opened.all); got != 4*maxAddrs {
+	if got := len(w.opened.list()); got != 4*maxAddrs {
 		t.Errorf("opened %d addresses, want %d for each question", got, maxAddrs)
 	}
 }
@@ -290,8 +290,8 @@ func TestResolveStray(t *testing.T) {
 			m.Answer, m.Extra = append(m.Answer, other), []dns.RR{other}
 			_ = rw.WriteMsg(m)
 		})
-		if got := w.resolve("api.example.org", dns.TypeA); len(got.Answer) != 1 || len(got.Extra) > 0 || len(w.opened.all) != 1 {
-			t.Errorf("the reply is %v, opened %v; want one address", got, w.opened.all)
+		if got := w.resolve("api.example.org", dns.TypeA); len(got.Answer) != 1 || len(got.Extra) > 0 || len(w.opened.list()) != 1 {
+			t.Errorf("the reply is %v, opened %v; want one address", got, w.opened.list())
 		}
 	})
 }
@@ -362,7 +362,7 @@ func TestResolveNext(t *testing.T) {
 func TestResolveNotOpened(t *testing.T) {
 	w := newWorld(t, host("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
-	w.opened.err = errors.New("the set is full")
+	w.opened.fail(errors.New("the set is full"))
 	if m := w.resolve("api.example.org", dns.TypeA); m.Rcode != dns.RcodeServerFailure || len(m.Answer) > 0 {
 		t.Errorf("the reply is %v, though the address is not open", m)
 	}

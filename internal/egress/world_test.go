@@ -66,13 +66,24 @@ func (o *openings) open(addr netip.Addr, rules []sandbox.EgressRule, ttl time.Du
 	return o.err
 }
 
-func (o *openings) addrs() (addrs []netip.Addr) {
+func (o *openings) list() []opening {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for _, a := range o.all {
+	return slices.Clone(o.all)
+}
+
+func (o *openings) addrs() (addrs []netip.Addr) {
+	for _, a := range o.list() {
 		addrs = append(addrs, a.addr)
 	}
 	return addrs
+}
+
+// fail has whatever is opened fail.
+func (o *openings) fail(err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.err = err
 }
 
 // fakeTCP is a transparent listener: its connections say that their local address
