@@ -156,7 +156,7 @@ func (k *kernel) close() error { return k.ns.close() }
 
 // How long the kernel may take to answer, and how much may be said to it at once.
 const (
-	answerTime = 10 * time.Second
+	answerTime = time.Minute
 	batchBytes = 16 << 20
 )
 

@@ -188,7 +188,8 @@ func (r *ruleset) guard(guest Guest, ipv6 bool) {
 			honest(load(expr.PayloadBaseNetworkHeader, 6, 1, 1), eq(1, []byte{proto}))
 		}
 	}
-	c.add(object(nftables.ObjTypeCounter, forgedCounter), drop())
+	c.add(object(nftables.ObjTypeCounter, forgedCounter))
+	c.add(drop())
 }
 
 func (r *ruleset) sort() {
