@@ -23,7 +23,7 @@ func unresolved(name string, count int64, rule *sandbox.EgressRule) sandbox.Egre
 	return sandbox.EgressDenial{Host: name, Protocol: sandbox.DNS, Reason: sandbox.DeniedNoRule, Rule: rule, Count: count}
 }
 
-func lacking(name string) sandbox.EgressDenial {
+func missing(name string) sandbox.EgressDenial {
 	rule := host(name, 80, 443)
 	return unresolved(name, 1, &rule)
 }
@@ -61,10 +61,10 @@ func TestResolve(t *testing.T) {
 		{name: "no such type", ask: "a.example.com", qtype: dns.TypeAAAA, asked: 1},
 		{name: "IDN", ask: "xn--bcher-kva.example", want: []string{"203.0.113.12"}, asked: 1},
 		{name: "wildcard", ask: "a.example.com", want: []string{"203.0.113.6"}, asked: 1},
-		{name: "not the apex", ask: "example.com", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{lacking("example.com")}},
-		{name: "not a longer name", ask: "evilexample.com", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{lacking("evilexample.com")}},
-		{name: "not below an exact name", ask: "x.api.example.org", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{lacking("x.api.example.org")}},
-		{name: "data in a name", ask: "c2VjcmV0.evil.net", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{lacking("c2vjcmv0.evil.net")}},
+		{name: "not the apex", ask: "example.com", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{missing("example.com")}},
+		{name: "not a longer name", ask: "evilexample.com", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{missing("evilexample.com")}},
+		{name: "not below an exact name", ask: "x.api.example.org", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{missing("x.api.example.org")}},
+		{name: "data in a name", ask: "c2VjcmV0.evil.net", rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{missing("c2vjcmv0.evil.net")}},
 		{name: "a name that is none", ask: `a\000b\255.example.com`, rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{unresolved(`a\000b\255.example.com`, 1, nil)}},
 		{name: "root", ask: ".", qtype: dns.TypeNS, rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{unresolved("", 1, nil)}},
 		{name: "PTR", ask: "5.113.0.203.in-addr.arpa", qtype: dns.TypePTR, rcode: dns.RcodeRefused, denied: []sandbox.EgressDenial{unresolved("5.113.0.203.in-addr.arpa", 1, nil)}},
@@ -479,7 +479,7 @@ func TestResolveByTCP(t *testing.T) {
 	if _, err := c.Conn.Read(make([]byte, 1)); err == nil {
 		t.Error("a message of 64 KiB was answered")
 	}
-	w.wantDenials(lacking("other.example.org"))
+	w.wantDenials(missing("other.example.org"))
 }
 
 // A flood of questions costs upstream no more than what is allowed, and of names

@@ -16,13 +16,10 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/internal/sandbox"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // world is a user on loopback, with an outside that the test makes. Destinations
 // are not loopback's: the listener says of each connection where it was to go, and

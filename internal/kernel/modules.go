@@ -36,6 +36,8 @@ func MachineModules() []string {
 		"virtio_console", // the agent's connection
 		"kvm_amd",        // what the machine is for
 		"tun",            // network devices of microVMs
+		// What their rules are made of.
+		"nf_tables", "nft_tproxy", "nft_socket", "nft_reject_inet", "nft_quota", "nft_objref",
 	}
 }
 
