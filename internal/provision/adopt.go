@@ -44,15 +44,15 @@ func (a Adopter) Adopt(ctx context.Context, rec store.VM, policy *sandbox.Egress
 	if err != nil {
 		return nil, err
 	}
-	line := NewLine(a.Networks, rec.ID, policy)
-	if err := line.adopt(ctx, fc.Jail()); err != nil {
+	nic := NewInterface(a.Networks, rec.ID, policy)
+	if err := nic.adopt(ctx, fc.Jail()); err != nil {
 		return nil, errors.Join(err, fc.Kill(ctx))
 	}
 	session, err := Hello(ctx, fc, a.Log, a.Faults)
 	if err != nil {
-		return nil, errors.Join(a.lastWords(fmt.Errorf("agent: %w", err), fc), line.Close(), fc.Kill(ctx))
+		return nil, errors.Join(a.lastWords(fmt.Errorf("agent: %w", err), fc), nic.Close(), fc.Kill(ctx))
 	}
-	vm := &VM{ID: rec.ID, Agent: session, BootPath: rec.BootPath, vm: fc, line: line, records: a.Records}
+	vm := &VM{ID: rec.ID, Agent: session, BootPath: rec.BootPath, vm: fc, nic: nic, records: a.Records}
 	if err := session.Prove(ctx, rec.Secret); err != nil {
 		return nil, errors.Join(err, vm.Kill(ctx))
 	}

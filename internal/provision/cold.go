@@ -112,7 +112,7 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (_ *VM, e
 	defer cancel()
 	ctx, span := trace.Start(ctx, "boot")
 	defer func() { span.End(trace.Code(err)) }()
-	line := NewLine(c.cfg.Networks, id, req.Egress)
+	nic := NewInterface(c.cfg.Networks, id, req.Egress)
 	fc, err := firecracker.Boot(ctx, c.cfg.Launcher, firecracker.Config{
 		ID:        id,
 		Size:      req.Limits.Size,
@@ -120,13 +120,13 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (_ *VM, e
 		Initrd:    c.cfg.Initrd,
 		Rootfs:    req.Pack.RootfsPath,
 		BootArgs:  BootArgs(req.Pack),
-		Interface: line.Interface(),
+		Interface: nic.OfVM(),
 	}, c.cfg.Faults)
 	if err != nil {
-		return nil, errors.Join(err, line.Close())
+		return nil, errors.Join(err, nic.Close())
 	}
 	host := Host{Records: c.cfg.Records, Log: c.cfg.Log, Faults: c.cfg.Faults}
-	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot, Line: line})
+	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot, Interface: nic})
 	if err != nil {
 		return nil, err
 	}

@@ -52,9 +52,9 @@ func CheckEgress(networks Networks, policy *sandbox.Egress) error {
 	return nil
 }
 
-// Line is the network interface of a microVM that is about to be made. One that is
-// nil is none.
-type Line struct {
+// Interface is the network interface of a microVM, from before there is the microVM.
+// One that is nil is none.
+type Interface struct {
 	networks Networks
 	id       sandbox.VMID
 	policy   sandbox.Egress
@@ -62,81 +62,81 @@ type Line struct {
 	close    sync.Once
 }
 
-// NewLine returns the interface that the microVM called id is to have, nil if
+// NewInterface returns the interface that the microVM called id is to have, nil if
 // policy is. [CheckEgress] has passed.
-func NewLine(networks Networks, id sandbox.VMID, policy *sandbox.Egress) *Line {
+func NewInterface(networks Networks, id sandbox.VMID, policy *sandbox.Egress) *Interface {
 	if policy == nil {
 		return nil
 	}
-	return &Line{networks: networks, id: id, policy: *policy}
+	return &Interface{networks: networks, id: id, policy: *policy}
 }
 
-// Interface is how a VM is booted with it.
-func (l *Line) Interface() *firecracker.Interface {
-	if l == nil {
+// OfVM is how a VM is booted with it.
+func (i *Interface) OfVM() *firecracker.Interface {
+	if i == nil {
 		return nil
 	}
-	return &firecracker.Interface{TAP: egress.TAP, Attach: l.attach}
+	return &firecracker.Interface{TAP: egress.TAP, Attach: i.attach}
 }
 
 // Attach is how a VM is restored with it.
-func (l *Line) Attach() firecracker.Attach {
-	if l == nil {
+func (i *Interface) Attach() firecracker.Attach {
+	if i == nil {
 		return nil
 	}
-	return l.attach
+	return i.attach
 }
 
-func (l *Line) attach(ctx context.Context, jail sandbox.Jail) error {
-	return l.obtain(ctx, jail, Networks.Attach)
+func (i *Interface) attach(ctx context.Context, jail sandbox.Jail) error {
+	return i.obtain(ctx, jail, Networks.Attach)
 }
 
 // adopt takes over what an earlier daemon made.
-func (l *Line) adopt(ctx context.Context, jail sandbox.Jail) error {
-	if l == nil {
+func (i *Interface) adopt(ctx context.Context, jail sandbox.Jail) error {
+	if i == nil {
 		return nil
 	}
-	return l.obtain(ctx, jail, Networks.Adopt)
+	return i.obtain(ctx, jail, Networks.Adopt)
 }
 
 // obtain has networks make the interface, or find it.
-func (l *Line) obtain(ctx context.Context, jail sandbox.Jail, how func(Networks, context.Context, egress.VMM, sandbox.Egress) (Network, error)) error {
-	network, err := how(l.networks, ctx, egress.VMM{ID: l.id, PID: jail.PID, UID: jail.UID}, l.policy)
+func (i *Interface) obtain(ctx context.Context, jail sandbox.Jail, how func(Networks, context.Context, egress.VMM, sandbox.Egress) (Network, error)) error {
+	network, err := how(i.networks, ctx, egress.VMM{ID: i.id, PID: jail.PID, UID: jail.UID}, i.policy)
 	if _, told := errors.AsType[*sandbox.Error](err); err != nil && !told && ctx.Err() == nil {
 		err = errNoInterface.Because(err)
 	}
 	if err == nil {
-		l.network = network
+		i.network = network
 	}
 	return err
 }
 
 // guest is what a VM is armed with.
-func (l *Line) guest() *agent.Network {
-	if l == nil {
+func (i *Interface) guest() *agent.Network {
+	if i == nil {
 		return nil
 	}
-	n := agent.Network(l.network.Guest())
+	n := agent.Network(i.network.Guest())
 	return &n
 }
 
 // Network is what was made, nil if nothing was.
-func (l *Line) Network() Network {
-	if l == nil {
+func (i *Interface) Network() Network {
+	if i == nil {
 		return nil
 	}
-	return l.network
+	return i.network
 }
 
 // Close ends what goes on in the daemon for the interface. What could not be ended
 // is told once.
-func (l *Line) Close() (err error) {
-	if l == nil || l.network == nil {
+func (i *Interface) Close() (err error) {
+	if i == nil || i.network == nil {
 		return nil
 	}
-	l.close.Do(func() {
-		if err = l.network.Close(); err != nil {
-			err = fmt.Errorf("network interface of %s: %w", l.id, err)
+	i.close.Do(func() {
+		if err = i.network.Close(); err != nil {
+			err = fmt.Errorf("network interface of %s: %w", i.id, err)
 		}
 	})
 	return err

@@ -61,8 +61,8 @@ type VM struct {
 	BootPath sandbox.BootPath
 
 	vm      *firecracker.VM
-	line    *Line   // nil if it has no network interface
-	records Records // nil if there is no record of it
+	nic     *Interface // nil if it has no network interface
+	records Records    // nil if there is no record of it
 	warming sync.WaitGroup
 }
 
@@ -94,7 +94,7 @@ func (v *VM) Jail() sandbox.Jail { return v.vm.Jail() }
 func (v *VM) Written(snap firecracker.Snapshot) (firecracker.Pages, error) { return v.vm.Written(snap) }
 
 // Network is the VM's network interface, nil if it has none.
-func (v *VM) Network() Network { return v.line.Network() }
+func (v *VM) Network() Network { return v.nic.Network() }
 
 // Kill ends the VM and removes everything that was made for it. It may be
 // called again.
@@ -102,7 +102,7 @@ func (v *VM) Kill(ctx context.Context) error {
 	_ = v.Agent.Close() // the connection dies with the VM in any case
 	v.warming.Wait()
 	// First, so that nothing passes any more, however long the VMM takes to end.
-	unplugged := v.line.Close()
+	unplugged := v.nic.Close()
 	if err := v.vm.Kill(ctx); err != nil || v.records == nil {
 		return errors.Join(unplugged, err)
 	}
@@ -115,6 +115,6 @@ func (v *VM) Kill(ctx context.Context) error {
 func (v *VM) Leave() {
 	_ = v.Agent.Close()
 	v.warming.Wait()
-	_ = v.line.Close() // what of it cannot be ended ends with the daemon
+	_ = v.nic.Close() // what of it cannot be ended ends with the daemon
 	v.vm.Leave()
 }

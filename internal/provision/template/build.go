@@ -202,11 +202,11 @@ func nothing(network bool) *sandbox.Egress {
 // dir.
 func (s *Templates) snapshot(ctx context.Context, j *job, dir string, key Key, p pack.Pack) (err error) {
 	id := sandbox.NewVMID()
-	line := provision.NewLine(s.cfg.Networks, id, nothing(key.Network))
-	defer func() { err = errors.Join(err, line.Close()) }()
+	nic := provision.NewInterface(s.cfg.Networks, id, nothing(key.Network))
+	defer func() { err = errors.Join(err, nic.Close()) }()
 	vm, err := firecracker.Boot(ctx, s.cfg.Launcher, firecracker.Config{
 		ID: id, Size: key.Size, Kernel: s.cfg.Kernel, Initrd: s.cfg.Initrd, Rootfs: p.RootfsPath,
-		BootArgs: key.BootArgs, Interface: line.Interface(), Snapshots: true,
+		BootArgs: key.BootArgs, Interface: nic.OfVM(), Snapshots: true,
 	}, s.cfg.Faults)
 	if err != nil {
 		return err

@@ -216,14 +216,14 @@ func (s *Templates) restore(ctx context.Context, t *template, req provision.Requ
 	ctx, span := trace.Start(ctx, "restore")
 	defer func() { span.End(trace.Code(err)) }()
 	err = s.shells.Use(ctx, req.Begin, func(shell *firecracker.Shell) error {
-		line := provision.NewLine(s.cfg.Networks, shell.ID(), req.Egress)
-		fc, err := shell.Restore(ctx, t.snapshot, firecracker.RestoreOptions{Written: pages, Attach: line.Attach()}, s.cfg.Faults)
+		nic := provision.NewInterface(s.cfg.Networks, shell.ID(), req.Egress)
+		fc, err := shell.Restore(ctx, t.snapshot, firecracker.RestoreOptions{Written: pages, Attach: nic.Attach()}, s.cfg.Faults)
 		if err != nil {
-			return errors.Join(err, line.Close())
+			return errors.Join(err, nic.Close())
 		}
 		host := provision.Host{Records: s.cfg.Records, Log: s.cfg.Log, Faults: s.cfg.Faults}
 		vm, err = host.Ready(ctx, fc, provision.Identity{
-			ID: shell.ID(), Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.Restored, Line: line,
+			ID: shell.ID(), Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.Restored, Interface: nic,
 		})
 		return err
 	})
