@@ -24,6 +24,7 @@ func GuestModules() []string {
 		"squashfs", "overlay", // what / is made of
 		"vmw_vsock_virtio_transport", // the agent's connection
 		"virtio_rng",                 // entropy from the host
+		"virtio_net",                 // the interface of a sandbox with egress
 	}
 }
 
