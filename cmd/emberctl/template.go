@@ -50,6 +50,7 @@ func newTemplateBuildCmd(a *app) *cobra.Command {
 	f.StringVar(&req.LanguagePack, "pack", "", "the language pack; emberd's default if it is not given")
 	f.IntVar(&req.MemoryMiB, "memory-mib", 0, "memory of the microVMs; emberd's default if it is not given")
 	f.IntVar(&req.VCPUs, "vcpus", 0, "virtual CPUs of the microVMs; emberd's default if it is not given")
+	f.BoolVar(&req.Egress, "egress", false, "the template for sandboxes with egress, which have a network interface")
 	return cmd
 }
 
@@ -90,17 +91,20 @@ func (a *app) printTemplates(list []rest.Template) error {
 	if a.json {
 		return a.printJSON(rest.TemplateList{Templates: list})
 	}
-	rows := [][]string{{"ID", "PACK", "VCPUS", "MEMORY", "STATE", "ON DISK", "LENGTH", "MADE"}}
+	rows := [][]string{{"ID", "PACK", "VCPUS", "MEMORY", "EGRESS", "STATE", "ON DISK", "LENGTH", "MADE"}}
 	for _, t := range list {
 		row := []string{
-			"-", t.LanguagePack, fmt.Sprint(t.Size.VCPUs), fmt.Sprintf("%d MiB", t.Size.MemoryMiB), t.State, "-", "-", "-",
+			"-", t.LanguagePack, fmt.Sprint(t.Size.VCPUs), fmt.Sprintf("%d MiB", t.Size.MemoryMiB), "no", t.State, "-", "-", "-",
+		}
+		if t.Egress {
+			row[4] = "yes"
 		}
 		if t.Phase != "" {
-			row[4] += " (" + t.Phase + ")"
+			row[5] += " (" + t.Phase + ")"
 		}
 		if t.ID != "" {
-			row[0], row[7] = t.ID, t.CreatedAt.Local().Format(time.DateTime)
-			row[5], row[6] = fmt.Sprintf("%.1f MB", float64(t.Bytes)/1e6), fmt.Sprintf("%.1f MB", float64(t.Apparent)/1e6)
+			row[0], row[8] = t.ID, t.CreatedAt.Local().Format(time.DateTime)
+			row[6], row[7] = fmt.Sprintf("%.1f MB", float64(t.Bytes)/1e6), fmt.Sprintf("%.1f MB", float64(t.Apparent)/1e6)
 		}
 		rows = append(rows, row)
 	}

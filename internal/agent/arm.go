@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
+	"net/netip"
 	"time"
 
 	agentv1 "github.com/emberd/emberd/api/agent/v1"
@@ -24,6 +25,31 @@ type Identity struct {
 	// Secret, from [NewSecret], is what the agent proves to [Session.Prove] that
 	// it knows; none if it never has to.
 	Secret []byte
+	// Network is how the VM uses its network interface, nil if it has none.
+	Network *Network
+}
+
+// Network is how a VM uses its network interface. The gateway is all that there is
+// at the other end, and resolves names. Without IPv6 its two addresses are the zero
+// value.
+type Network struct {
+	MAC        net.HardwareAddr
+	Addr       netip.Addr
+	Addr6      netip.Addr
+	Gateway    netip.Addr
+	Gateway6   netip.Addr
+	GatewayMAC net.HardwareAddr
+}
+
+func (n *Network) message() *agentv1.Network {
+	if n == nil {
+		return nil
+	}
+	return &agentv1.Network{
+		Mac: n.MAC, GatewayMac: n.GatewayMAC,
+		Address: n.Addr.AsSlice(), Gateway: n.Gateway.AsSlice(),
+		Address6: n.Addr6.AsSlice(), Gateway6: n.Gateway6.AsSlice(),
+	}
 }
 
 // Arm gives the VM its identity, fresh randomness and the time of this moment.
@@ -38,6 +64,7 @@ func (s *Session) Arm(ctx context.Context, id Identity) error {
 		DiskMib:     uint32(id.DiskMiB),
 		Pids:        uint32(id.PIDs),
 		Secret:      id.Secret,
+		Network:     id.Network.message(),
 	}
 	if err := s.order(ctx, &agentv1.Request{Op: &agentv1.Request_Arm{Arm: msg}}); err != nil {
 		return fmt.Errorf("arm the VM: %w", err)

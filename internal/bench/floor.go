@@ -89,7 +89,7 @@ func bareRestore(ctx context.Context, executable, dir string, snap firecracker.S
 	if err != nil {
 		return 0, err
 	}
-	vm, err := shell.Restore(ctx, snap, nil, nil)
+	vm, err := shell.Restore(ctx, snap, firecracker.RestoreOptions{}, nil)
 	if err != nil {
 		return 0, errors.Join(err, shell.Kill(ctx))
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/jail"
 	"github.com/emberd/emberd/internal/paths"
+	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/provision/pool"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
@@ -78,6 +79,8 @@ type Config struct {
 	Manager *systemd.Manager
 	// Launcher starts VMMs; nil means the jail.
 	Launcher Launcher
+	// Networks gives microVMs network interfaces; nil means that none has one.
+	Networks provision.Networks
 	Faults   *fault.Set
 }
 

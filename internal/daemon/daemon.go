@@ -111,7 +111,8 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
 	adopter := provision.Adopter{
-		Host: provision.Host{Records: records, Log: cfg.Log, Faults: cfg.Faults}, VMMs: launcher, Before: launcher.Left(),
+		Host: provision.Host{Records: records, Log: cfg.Log, Faults: cfg.Faults}, VMMs: launcher,
+		Networks: cfg.Networks, Before: launcher.Left(),
 	}
 	source, err := d.openTemplates(ctx, launcher, packs, records, info.Versions.Firecracker)
 	if err != nil {

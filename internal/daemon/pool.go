@@ -13,6 +13,7 @@ import (
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/provision/pool"
+	"github.com/emberd/emberd/internal/provision/template"
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
@@ -93,7 +94,7 @@ func (d *Daemon) openPool(source provision.Provisioner, stocks []pool.Stock, for
 	var before func(context.Context, pool.Stock) error
 	if d.templates != nil {
 		before = func(ctx context.Context, s pool.Stock) error {
-			_, err := d.templates.Build(ctx, s.Pack, s.Limits.Size)
+			_, err := d.templates.Build(ctx, template.Kind{Pack: s.Pack, Size: s.Limits.Size})
 			return err
 		}
 	}

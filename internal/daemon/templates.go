@@ -29,7 +29,8 @@ func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launche
 	kernel, initrd := cfg.DataDir.Vmlinux(), cfg.DataDir.GuestInitramfs()
 	cold := provision.NewCold(provision.ColdConfig{
 		Launcher: launcher, Kernel: kernel, Initrd: initrd,
-		Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Records: records, Log: cfg.Log, Faults: cfg.Faults,
+		Timeout: cfg.BootTimeout, Parallel: cfg.ParallelBoots, Records: records, Networks: cfg.Networks,
+		Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if !cfg.Templates {
 		return cold, nil
@@ -44,7 +45,8 @@ func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launche
 	templates, err := template.Open(ctx, template.Config{
 		Cold: cold, Launcher: launcher, Packs: packs, Dir: cfg.DataDir.Templates(), Kernel: kernel, Initrd: initrd,
 		Host: host, Size: cfg.Limits.Default.Size, Shells: cfg.Shells, Parallel: cfg.ParallelBoots,
-		BuildTimeout: buildBoots * cfg.BootTimeout, RestoreTimeout: restoreTimeout, Records: records, Log: cfg.Log, Faults: cfg.Faults,
+		BuildTimeout: buildBoots * cfg.BootTimeout, RestoreTimeout: restoreTimeout, Records: records, Networks: cfg.Networks,
+		Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if err != nil {
 		return nil, err
@@ -63,12 +65,12 @@ type templateAPI struct {
 	packs     *pack.Registry
 }
 
-func (t templateAPI) Build(ctx context.Context, name string, size sandbox.Size) (rest.Template, error) {
+func (t templateAPI) Build(ctx context.Context, name string, size sandbox.Size, egress bool) (rest.Template, error) {
 	p, err := t.packs.Get(name)
 	if err != nil {
 		return rest.Template{}, err
 	}
-	info, err := t.templates.Build(ctx, p, size)
+	info, err := t.templates.Build(ctx, template.Kind{Pack: p, Size: size, Network: egress})
 	if _, public := errors.AsType[*sandbox.Error](err); err != nil && !public {
 		err = &sandbox.Error{Code: sandbox.CodeBoot, Message: "the template could not be built", Cause: err}
 	}
@@ -88,6 +90,6 @@ func (t templateAPI) Remove(id string) error { return t.templates.Remove(id) }
 func describeTemplate(i template.Info) rest.Template {
 	return rest.Template{
 		ID: i.ID, LanguagePack: i.Pack, Size: rest.Size{VCPUs: i.Size.VCPUs, MemoryMiB: i.Size.MemoryMiB},
-		State: string(i.State), Phase: i.Phase, CreatedAt: i.CreatedAt, Bytes: i.Bytes, Apparent: i.Apparent,
+		Egress: i.Network, State: string(i.State), Phase: i.Phase, CreatedAt: i.CreatedAt, Bytes: i.Bytes, Apparent: i.Apparent,
 	}
 }

@@ -297,7 +297,7 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	span.Set("emberd.id", string(sb.ID))
 	span.Set("emberd.pack", sb.Pack)
 	vm, err := e.cfg.Provisioner.Provision(ctx, provision.Request{
-		Pack: p, Limits: sb.Limits, BootPath: path,
+		Pack: p, Limits: sb.Limits, BootPath: path, Egress: sb.Egress,
 		Begin: func(id sandbox.VMID) error {
 			planned := sb
 			planned.VM = id

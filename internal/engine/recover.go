@@ -20,8 +20,9 @@ type Adopter interface {
 	// Left names the VMs of which anything was left when this daemon began.
 	Left() []sandbox.VMID
 	// Adopt returns the VM of a record, if it is the very one and its agent
-	// answers. After an error the VM is to be removed.
-	Adopt(ctx context.Context, rec store.VM) (*provision.VM, error)
+	// answers. It has a network interface with that policy, or none without. After
+	// an error the VM is to be removed.
+	Adopt(ctx context.Context, rec store.VM, policy *sandbox.Egress) (*provision.VM, error)
 	// Remove ends a VM that was not adopted and removes everything that was made
 	// for it. That there is nothing is no error.
 	Remove(ctx context.Context, id sandbox.VMID) error
@@ -213,7 +214,7 @@ func (e *Engine) jobs(f *found, t *tally) (jobs []func(context.Context)) {
 
 // goOn takes over a sandbox that ran, or loses it.
 func (e *Engine) goOn(ctx context.Context, sb sandbox.Sandbox, rec store.VM, t *tally) {
-	vm, err := e.adopt(ctx, rec)
+	vm, err := e.adopt(ctx, rec, sb.Egress)
 	if err != nil {
 		t.count(isLost)
 		e.lose(ctx, sb, lost, err)
@@ -235,13 +236,13 @@ func (e *Engine) goOn(ctx context.Context, sb sandbox.Sandbox, rec store.VM, t *
 }
 
 // adopt takes over a VM. On error it is still to be removed.
-func (e *Engine) adopt(ctx context.Context, rec store.VM) (*provision.VM, error) {
+func (e *Engine) adopt(ctx context.Context, rec store.VM, policy *sandbox.Egress) (*provision.VM, error) {
 	if err := e.cfg.Faults.Hit(FaultRecover); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, adoptTimeout, errSilent)
 	defer cancel()
-	return e.cfg.Adopter.Adopt(ctx, rec)
+	return e.cfg.Adopter.Adopt(ctx, rec, policy)
 }
 
 // enlist puts a sandbox of an earlier daemon into the table. Its deadline stays
@@ -294,7 +295,7 @@ func (e *Engine) spare(ctx context.Context, rec store.VM, t *tally) {
 		e.sweep(ctx, rec.ID)
 		return
 	}
-	vm, err := e.adopt(ctx, rec)
+	vm, err := e.adopt(ctx, rec, nil)
 	switch {
 	case err != nil:
 		e.cfg.Log.Warn("a microVM that no sandbox had was lost", "vm", rec.ID, "pack", rec.Pack, "err", err)

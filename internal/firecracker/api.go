@@ -36,8 +36,23 @@ type (
 		GuestCID int    `json:"guest_cid"`
 		UDSPath  string `json:"uds_path"`
 	}
-	entropyDevice struct{}
-	cpuConfig     struct {
+	entropyDevice    struct{}
+	networkInterface struct {
+		ID      string      `json:"iface_id"`
+		TAP     string      `json:"host_dev_name"`
+		MAC     string      `json:"guest_mac"`
+		Receive rateLimiter `json:"rx_rate_limiter"`
+		Send    rateLimiter `json:"tx_rate_limiter"`
+	}
+	rateLimiter struct {
+		Bytes  tokenBucket `json:"bandwidth"`
+		Frames tokenBucket `json:"ops"`
+	}
+	tokenBucket struct {
+		Size     int `json:"size"`
+		RefillMs int `json:"refill_time"`
+	}
+	cpuConfig struct {
 		CPUID []cpuidModifier `json:"cpuid_modifiers"`
 	}
 	cpuidModifier struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
@@ -36,6 +37,8 @@ type Config struct {
 	Initrd   string
 	Rootfs   string
 	BootArgs string
+	// Interface is the VM's network interface, nil if it has none.
+	Interface *Interface
 	// Snapshots says that [VM.Snapshot] is going to be called.
 	Snapshots bool
 }
@@ -52,15 +55,16 @@ func Boot(ctx context.Context, l Launcher, cfg Config, faults *fault.Set) (*VM, 
 		return nil, err
 	}
 	files := map[string]string{kernelFile: cfg.Kernel, initrdFile: cfg.Initrd, rootfsFile: cfg.Rootfs}
-	vm, err := shell.become(ctx, cfg.Size, files, []step{
+	vm, err := shell.become(ctx, cfg.Size, files, slices.Concat([]step{
 		call(FaultMachine, http.MethodPut, "/machine-config", machineConfig{VCPUs: cfg.Size.VCPUs, MemoryMiB: cfg.Size.MemoryMiB}),
 		call(FaultCPU, http.MethodPut, "/cpu-config", withoutVirtualisation),
 		call(FaultKernel, http.MethodPut, "/boot-source", bootSource{KernelPath: "/" + kernelFile, InitrdPath: "/" + initrdFile, BootArgs: cfg.BootArgs}),
 		call(FaultDrive, http.MethodPut, "/drives/rootfs", drive{ID: "rootfs", Path: "/" + rootfsFile, IsReadOnly: true}),
 		call(FaultVsock, http.MethodPut, "/vsock", vsockDevice{GuestCID: guestCID, UDSPath: "/" + vsockSocket}),
 		call(FaultEntropy, http.MethodPut, "/entropy", entropyDevice{}),
+	}, cfg.Interface.steps(shell.process), []step{
 		call(FaultStart, http.MethodPut, "/actions", action{Type: "InstanceStart"}),
-	}, faults)
+	}), faults)
 	if err != nil {
 		return nil, fmt.Errorf("boot microVM: %w", err)
 	}

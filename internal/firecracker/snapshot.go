@@ -79,21 +79,33 @@ func (vm *VM) Snapshot(ctx context.Context, dir string, faults *fault.Set) error
 	return nil
 }
 
+// RestoreOptions are what one VM of a snapshot has of its own.
+type RestoreOptions struct {
+	// Written are the pages that the guest is going to write to, of which it gets
+	// its own copies before it goes on; see [VM.Written].
+	Written Pages
+	// Attach makes the device of the network interface, nil if the VM of the
+	// snapshot has none. It is [Interface.Attach].
+	Attach Attach
+}
+
 // Restore makes the shell the VM of a snapshot and returns when its vCPUs run:
 // the guest goes on where it was stopped, except that its connections are gone.
-// The guest gets its own copy of the pages written before that, which are those
-// that it is going to write to; see [VM.Written]. On error nothing is left of the
-// shell.
-func (s *Shell) Restore(ctx context.Context, snap Snapshot, written Pages, faults *fault.Set) (*VM, error) {
+// On error nothing is left of the shell.
+func (s *Shell) Restore(ctx context.Context, snap Snapshot, opt RestoreOptions, faults *fault.Set) (*VM, error) {
 	files := map[string]string{rootfsFile: snap.Rootfs, stateFile: snap.State, memoryFile: snap.Memory}
-	vm, err := s.become(ctx, snap.Size, files, []step{
+	var steps []step
+	if opt.Attach != nil { // the VMM opens the device when it loads the VM
+		steps = append(steps, opt.Attach.step(s.process))
+	}
+	vm, err := s.become(ctx, snap.Size, files, append(steps,
 		call(FaultLoad, http.MethodPut, "/snapshot/load", snapshotLoad{
 			StatePath: "/" + stateFile,
 			Memory:    memoryBackend{Type: "File", Path: "/" + memoryFile},
 		}),
-		{FaultCopy, func(context.Context, *apiClient) error { return s.copyAhead(written, snap) }},
+		step{FaultCopy, func(context.Context, *apiClient) error { return s.copyAhead(opt.Written, snap) }},
 		call(FaultResume, http.MethodPatch, "/vm", vmState{State: "Resumed"}),
-	}, faults)
+	), faults)
 	if err != nil {
 		return nil, fmt.Errorf("restore microVM: %w", err)
 	}

@@ -62,7 +62,7 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusBadGateway
 	case sandbox.CodeQuota:
 		return http.StatusTooManyRequests
-	case sandbox.CodeBoot, sandbox.CodeStarting, sandbox.CodeClosing, sandbox.CodeCapacity:
+	case sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeStarting, sandbox.CodeClosing, sandbox.CodeCapacity:
 		return http.StatusServiceUnavailable
 	case sandbox.CodeCanceled:
 		return statusClientClosed

@@ -12,8 +12,9 @@ import (
 // Templates is what the API needs of the snapshots that microVMs are restored
 // from.
 type Templates interface {
-	// Build returns when the template of a pack and size is ready.
-	Build(ctx context.Context, pack string, size sandbox.Size) (rest.Template, error)
+	// Build returns when the template of a pack and size is ready, with egress the
+	// one for microVMs with a network interface.
+	Build(ctx context.Context, pack string, size sandbox.Size, egress bool) (rest.Template, error)
 	List() []rest.Template
 	Remove(id string) error
 }
@@ -63,7 +64,7 @@ func (a *API) buildTemplate(w http.ResponseWriter, r *http.Request) (any, error)
 	if err != nil {
 		return nil, err
 	}
-	t, err := a.templates.Build(r.Context(), cmp.Or(req.LanguagePack, sandbox.DefaultPack), limits.Size)
+	t, err := a.templates.Build(r.Context(), cmp.Or(req.LanguagePack, sandbox.DefaultPack), limits.Size, req.Egress)
 	if err != nil {
 		return nil, err
 	}

@@ -24,6 +24,7 @@ func GuestModules() []string {
 		"squashfs", "overlay", // what / is made of
 		"vmw_vsock_virtio_transport", // the agent's connection
 		"virtio_rng",                 // entropy from the host
+		"virtio_net",                 // the interface of a sandbox with egress
 	}
 }
 
@@ -36,6 +37,8 @@ func MachineModules() []string {
 		"virtio_console", // the agent's connection
 		"kvm_amd",        // what the machine is for
 		"tun",            // network devices of microVMs
+		// What their rules are made of.
+		"nf_tables", "nft_tproxy", "nft_socket", "nft_reject_inet", "nft_quota", "nft_objref",
 	}
 }
 

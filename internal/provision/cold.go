@@ -43,6 +43,8 @@ type ColdConfig struct {
 	Parallel int
 	// Records may be nil; then no VM outlives the daemon.
 	Records Records
+	// Networks may be nil; then no VM has a network interface.
+	Networks Networks
 
 	Log    *slog.Logger
 	Faults *fault.Set
@@ -69,6 +71,9 @@ func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
 	if req.BootPath != "" && req.BootPath != sandbox.ColdBoot {
 		return nil, sandbox.NoBootPath(req.BootPath, "this emberd boots every microVM from its kernel")
 	}
+	if err := CheckEgress(c.cfg.Networks, req.Egress); err != nil {
+		return nil, err
+	}
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
@@ -87,6 +92,9 @@ func (c *Cold) Provision(ctx context.Context, req Request) (*VM, error) {
 		if ctx.Err() != nil {
 			return nil, errors.Join(context.Cause(ctx), err)
 		}
+		if errors.Is(err, sandbox.ErrEgress) {
+			return nil, err
+		}
 		if attempt == attempts || !errors.Is(err, errStalled) {
 			return nil, sandbox.ErrBoot.Because(err)
 		}
@@ -104,19 +112,21 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (_ *VM, e
 	defer cancel()
 	ctx, span := trace.Start(ctx, "boot")
 	defer func() { span.End(trace.Code(err)) }()
+	nic := NewInterface(c.cfg.Networks, id, req.Egress)
 	fc, err := firecracker.Boot(ctx, c.cfg.Launcher, firecracker.Config{
-		ID:       id,
-		Size:     req.Limits.Size,
-		Kernel:   c.cfg.Kernel,
-		Initrd:   c.cfg.Initrd,
-		Rootfs:   req.Pack.RootfsPath,
-		BootArgs: BootArgs(req.Pack),
+		ID:        id,
+		Size:      req.Limits.Size,
+		Kernel:    c.cfg.Kernel,
+		Initrd:    c.cfg.Initrd,
+		Rootfs:    req.Pack.RootfsPath,
+		BootArgs:  BootArgs(req.Pack),
+		Interface: nic.OfVM(),
 	}, c.cfg.Faults)
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, nic.Close())
 	}
 	host := Host{Records: c.cfg.Records, Log: c.cfg.Log, Faults: c.cfg.Faults}
-	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot})
+	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot, Interface: nic})
 	if err != nil {
 		return nil, err
 	}

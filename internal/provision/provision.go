@@ -11,6 +11,7 @@ package provision
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 
@@ -60,7 +61,8 @@ type VM struct {
 	BootPath sandbox.BootPath
 
 	vm      *firecracker.VM
-	records Records // nil if there is no record of it
+	nic     *Interface // nil if it has no network interface
+	records Records    // nil if there is no record of it
 	warming sync.WaitGroup
 }
 
@@ -91,21 +93,28 @@ func (v *VM) Jail() sandbox.Jail { return v.vm.Jail() }
 // Written is [firecracker.VM.Written].
 func (v *VM) Written(snap firecracker.Snapshot) (firecracker.Pages, error) { return v.vm.Written(snap) }
 
+// Network is the VM's network interface, nil if it has none.
+func (v *VM) Network() Network { return v.nic.Network() }
+
 // Kill ends the VM and removes everything that was made for it. It may be
 // called again.
 func (v *VM) Kill(ctx context.Context) error {
 	_ = v.Agent.Close() // the connection dies with the VM in any case
 	v.warming.Wait()
+	// First, so that nothing passes any more, however long the VMM takes to end.
+	unplugged := v.nic.Close()
 	if err := v.vm.Kill(ctx); err != nil || v.records == nil {
-		return err
+		return errors.Join(unplugged, err)
 	}
-	return v.records.DeleteVM(v.ID)
+	return errors.Join(unplugged, v.records.DeleteVM(v.ID))
 }
 
 // Leave lets go of the VM, which goes on, and which the next daemon finds by its
-// record. Nobody may use it here any more.
+// record. Until then nothing passes its network interface. Nobody may use the VM
+// here any more.
 func (v *VM) Leave() {
 	_ = v.Agent.Close()
 	v.warming.Wait()
+	_ = v.nic.Close() // what of it cannot be ended ends with the daemon
 	v.vm.Leave()
 }

@@ -64,20 +64,23 @@ type Identity struct {
 	Pack     pack.Pack
 	Limits   sandbox.Limits
 	BootPath sandbox.BootPath
+	// Interface is what the VM was made with, nil if it has no network interface.
+	Interface *Interface
 }
 
 // Ready makes a VM out of a microVM whose vCPUs run: its agent has answered, and
 // has armed it, and there is a record of it. On error nothing is left of the
-// microVM.
+// microVM and its network interface.
 func (h Host) Ready(ctx context.Context, fc *firecracker.VM, who Identity) (_ *VM, err error) {
 	ctx, span := trace.Start(ctx, "guest")
 	defer func() { span.End(trace.Code(err)) }()
 	session, err := Hello(ctx, fc, h.Log, h.Faults)
 	if err == nil {
-		vm := &VM{ID: who.ID, Agent: session, BootPath: who.BootPath, vm: fc, records: h.Records}
+		vm := &VM{ID: who.ID, Agent: session, BootPath: who.BootPath, vm: fc, nic: who.Interface, records: h.Records}
 		secret := agent.NewSecret()
 		err = errors.Join(h.Faults.Hit(FaultArm), session.Arm(ctx, agent.Identity{
 			Hostname: string(who.ID), DiskMiB: who.Limits.DiskMiB, PIDs: who.Limits.PIDs, Secret: secret,
+			Network: who.Interface.guest(),
 		}))
 		if err == nil {
 			err = h.record(vm, who, secret)
@@ -87,7 +90,7 @@ func (h Host) Ready(ctx context.Context, fc *firecracker.VM, who Identity) (_ *V
 		}
 		return nil, errors.Join(h.lastWords(err, fc), vm.Kill(ctx))
 	}
-	return nil, errors.Join(h.lastWords(err, fc), fc.Kill(ctx))
+	return nil, errors.Join(h.lastWords(err, fc), who.Interface.Close(), fc.Kill(ctx))
 }
 
 func (h Host) lastWords(err error, fc *firecracker.VM) error {
@@ -105,7 +108,7 @@ func (h Host) record(vm *VM, who Identity, secret []byte) error {
 	}
 	return h.Records.PutVM(store.VM{
 		ID: who.ID, Pack: who.Pack.Name, Rootfs: who.Pack.Digest, Emberd: version.Version,
-		Limits: who.Limits, BootPath: who.BootPath, Secret: secret, Handle: handle,
+		Limits: who.Limits, BootPath: who.BootPath, Network: who.Interface != nil, Secret: secret, Handle: handle,
 	})
 }
 

@@ -58,6 +58,9 @@ const (
 	DeniedName EgressReason = "name_not_allowed"
 	// DeniedUnnamed is one whose first bytes name no host, or hide it.
 	DeniedUnnamed EgressReason = "no_name"
+	// DeniedUnresolved is a name that a rule allows, and for which none of the host's
+	// resolvers had an answer.
+	DeniedUnresolved EgressReason = "unresolved"
 	// DeniedLimit is one that a limit of the policy ended or kept out.
 	DeniedLimit EgressReason = "limit"
 )

@@ -19,6 +19,7 @@ const (
 	CodeQuota        Code = "quota_exceeded"
 	CodeCapacity     Code = "no_capacity"
 	CodeBoot         Code = "boot_failed"
+	CodeEgress       Code = "egress_unavailable" // no network interface is to be had
 	CodeLost         Code = "sandbox_lost"
 	CodeStarting     Code = "starting_up"
 	CodeClosing      Code = "shutting_down"
@@ -48,6 +49,7 @@ var (
 	ErrQuota        = &Error{Code: CodeQuota, Message: "too many at a time"}
 	ErrCapacity     = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
 	ErrBoot         = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
+	ErrEgress       = &Error{Code: CodeEgress, Message: "the sandbox cannot have a network interface"}
 	ErrLost         = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
 	ErrStarting     = &Error{Code: CodeStarting, Message: "emberd is starting, and looks after the sandboxes that it finds"}
 	ErrClosing      = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
@@ -102,6 +104,11 @@ func OverCapacity(format string, args ...any) *Error {
 // is no microVM to be had that way.
 func NoBootPath(path BootPath, why string) *Error {
 	return OverCapacity("boot_path is %q, but %s", path, why)
+}
+
+// NoEgress is [ErrEgress] with why, and what to do about it.
+func NoEgress(why string) *Error {
+	return &Error{Code: CodeEgress, Message: ErrEgress.Message + ": " + why}
 }
 
 // UnknownPack is [ErrUnknownPack] for the pack called name.

@@ -50,6 +50,8 @@ type VM struct {
 	Limits sandbox.Limits `json:"limits"`
 	// BootPath is how the VM came to be.
 	BootPath sandbox.BootPath `json:"boot_path"`
+	// Network says that the VM has a network interface.
+	Network bool `json:"network,omitempty"`
 	// Secret is what the VM's agent proves that it knows.
 	Secret []byte `json:"secret"`
 	// Handle is what finds its VMM, in the words of what launched it.

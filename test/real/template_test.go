@@ -31,7 +31,7 @@ func (h *host) buildTemplate(t *testing.T, name string) (template.Info, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return h.templates.Build(t.Context(), p, h.cfg.Limits.Default.Size)
+	return h.templates.Build(t.Context(), template.Kind{Pack: p, Size: h.cfg.Limits.Default.Size})
 }
 
 func TestRestore(t *testing.T) {

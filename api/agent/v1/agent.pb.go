@@ -131,7 +131,7 @@ func (x Error_Code) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Error_Code.Descriptor instead.
 func (Error_Code) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20, 0}
+	return file_agent_proto_rawDescGZIP(), []int{21, 0}
 }
 
 // Request opens a stream: the first frame of each stream carries exactly one.
@@ -1400,7 +1400,9 @@ type Arm struct {
 	// How many processes and threads programs may have together.
 	Pids uint32 `protobuf:"varint,7,opt,name=pids,proto3" json:"pids,omitempty"`
 	// What the agent proves in Hello that it knows: 32 bytes, or none.
-	Secret        []byte `protobuf:"bytes,8,opt,name=secret,proto3" json:"secret,omitempty"`
+	Secret []byte `protobuf:"bytes,8,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Absent if the VM has no network interface, or is not to use the one it has.
+	Network       *Network `protobuf:"bytes,9,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1491,6 +1493,102 @@ func (x *Arm) GetSecret() []byte {
 	return nil
 }
 
+func (x *Arm) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+// Network is how a VM uses its one network interface. There is a gateway at the
+// other end and nobody else; it resolves names, too.
+type Network struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 6 bytes each, of one station.
+	Mac        []byte `protobuf:"bytes,1,opt,name=mac,proto3" json:"mac,omitempty"`
+	GatewayMac []byte `protobuf:"bytes,2,opt,name=gateway_mac,json=gatewayMac,proto3" json:"gateway_mac,omitempty"`
+	// 4 bytes each.
+	Address []byte `protobuf:"bytes,3,opt,name=address,proto3" json:"address,omitempty"`
+	Gateway []byte `protobuf:"bytes,4,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	// 16 bytes each, or none.
+	Address6      []byte `protobuf:"bytes,5,opt,name=address6,proto3" json:"address6,omitempty"`
+	Gateway6      []byte `protobuf:"bytes,6,opt,name=gateway6,proto3" json:"gateway6,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Network) GetMac() []byte {
+	if x != nil {
+		return x.Mac
+	}
+	return nil
+}
+
+func (x *Network) GetGatewayMac() []byte {
+	if x != nil {
+		return x.GatewayMac
+	}
+	return nil
+}
+
+func (x *Network) GetAddress() []byte {
+	if x != nil {
+		return x.Address
+	}
+	return nil
+}
+
+func (x *Network) GetGateway() []byte {
+	if x != nil {
+		return x.Gateway
+	}
+	return nil
+}
+
+func (x *Network) GetAddress6() []byte {
+	if x != nil {
+		return x.Address6
+	}
+	return nil
+}
+
+func (x *Network) GetGateway6() []byte {
+	if x != nil {
+		return x.Gateway6
+	}
+	return nil
+}
+
 // WriteFile creates or replaces a regular file with the data frames that
 // follow. The reply is Done.
 type WriteFile struct {
@@ -1503,7 +1601,7 @@ type WriteFile struct {
 
 func (x *WriteFile) Reset() {
 	*x = WriteFile{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1613,7 @@ func (x *WriteFile) String() string {
 func (*WriteFile) ProtoMessage() {}
 
 func (x *WriteFile) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1626,7 @@ func (x *WriteFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WriteFile.ProtoReflect.Descriptor instead.
 func (*WriteFile) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *WriteFile) GetPath() string {
@@ -1558,7 +1656,7 @@ type Dial struct {
 
 func (x *Dial) Reset() {
 	*x = Dial{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1570,7 +1668,7 @@ func (x *Dial) String() string {
 func (*Dial) ProtoMessage() {}
 
 func (x *Dial) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1583,7 +1681,7 @@ func (x *Dial) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dial.ProtoReflect.Descriptor instead.
 func (*Dial) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Dial) GetNetwork() string {
@@ -1609,7 +1707,7 @@ type Done struct {
 
 func (x *Done) Reset() {
 	*x = Done{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1621,7 +1719,7 @@ func (x *Done) String() string {
 func (*Done) ProtoMessage() {}
 
 func (x *Done) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1634,7 +1732,7 @@ func (x *Done) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Done.ProtoReflect.Descriptor instead.
 func (*Done) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 // Error ends an operation that could not be carried out. It never stands for
@@ -1650,7 +1748,7 @@ type Error struct {
 
 func (x *Error) Reset() {
 	*x = Error{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1662,7 +1760,7 @@ func (x *Error) String() string {
 func (*Error) ProtoMessage() {}
 
 func (x *Error) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1675,7 +1773,7 @@ func (x *Error) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Error.ProtoReflect.Descriptor instead.
 func (*Error) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Error) GetMessage() string {
@@ -1799,7 +1897,7 @@ const file_agent_proto_rawDesc = "" +
 	"SignalExec\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06signal\x18\x02 \x01(\x05R\x06signal\"\x06\n" +
-	"\x04Warm\"\xde\x01\n" +
+	"\x04Warm\"\x92\x02\n" +
 	"\x03Arm\x12\x18\n" +
 	"\aentropy\x18\x01 \x01(\fR\aentropy\x12\"\n" +
 	"\rclock_unix_ns\x18\x02 \x01(\x03R\vclockUnixNs\x12\x1a\n" +
@@ -1809,7 +1907,16 @@ const file_agent_proto_rawDesc = "" +
 	"\aboot_id\x18\x05 \x01(\fR\x06bootId\x12\x19\n" +
 	"\bdisk_mib\x18\x06 \x01(\rR\adiskMib\x12\x12\n" +
 	"\x04pids\x18\a \x01(\rR\x04pids\x12\x16\n" +
-	"\x06secret\x18\b \x01(\fR\x06secret\"3\n" +
+	"\x06secret\x18\b \x01(\fR\x06secret\x122\n" +
+	"\anetwork\x18\t \x01(\v2\x18.emberd.agent.v1.NetworkR\anetwork\"\xa8\x01\n" +
+	"\aNetwork\x12\x10\n" +
+	"\x03mac\x18\x01 \x01(\fR\x03mac\x12\x1f\n" +
+	"\vgateway_mac\x18\x02 \x01(\fR\n" +
+	"gatewayMac\x12\x18\n" +
+	"\aaddress\x18\x03 \x01(\fR\aaddress\x12\x18\n" +
+	"\agateway\x18\x04 \x01(\fR\agateway\x12\x1a\n" +
+	"\baddress6\x18\x05 \x01(\fR\baddress6\x12\x1a\n" +
+	"\bgateway6\x18\x06 \x01(\fR\bgateway6\"3\n" +
 	"\tWriteFile\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x12\n" +
 	"\x04mode\x18\x02 \x01(\rR\x04mode\":\n" +
@@ -1843,7 +1950,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_agent_proto_goTypes = []any{
 	(ReadExec_Stream)(0), // 0: emberd.agent.v1.ReadExec.Stream
 	(Error_Code)(0),      // 1: emberd.agent.v1.Error.Code
@@ -1864,16 +1971,17 @@ var file_agent_proto_goTypes = []any{
 	(*SignalExec)(nil),   // 16: emberd.agent.v1.SignalExec
 	(*Warm)(nil),         // 17: emberd.agent.v1.Warm
 	(*Arm)(nil),          // 18: emberd.agent.v1.Arm
-	(*WriteFile)(nil),    // 19: emberd.agent.v1.WriteFile
-	(*Dial)(nil),         // 20: emberd.agent.v1.Dial
-	(*Done)(nil),         // 21: emberd.agent.v1.Done
-	(*Error)(nil),        // 22: emberd.agent.v1.Error
+	(*Network)(nil),      // 19: emberd.agent.v1.Network
+	(*WriteFile)(nil),    // 20: emberd.agent.v1.WriteFile
+	(*Dial)(nil),         // 21: emberd.agent.v1.Dial
+	(*Done)(nil),         // 22: emberd.agent.v1.Done
+	(*Error)(nil),        // 23: emberd.agent.v1.Error
 }
 var file_agent_proto_depIdxs = []int32{
 	3,  // 0: emberd.agent.v1.Request.hello:type_name -> emberd.agent.v1.Hello
 	5,  // 1: emberd.agent.v1.Request.exec:type_name -> emberd.agent.v1.Exec
-	19, // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
-	20, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
+	20, // 2: emberd.agent.v1.Request.write_file:type_name -> emberd.agent.v1.WriteFile
+	21, // 3: emberd.agent.v1.Request.dial:type_name -> emberd.agent.v1.Dial
 	17, // 4: emberd.agent.v1.Request.warm:type_name -> emberd.agent.v1.Warm
 	18, // 5: emberd.agent.v1.Request.arm:type_name -> emberd.agent.v1.Arm
 	9,  // 6: emberd.agent.v1.Request.list_execs:type_name -> emberd.agent.v1.ListExecs
@@ -1888,12 +1996,13 @@ var file_agent_proto_depIdxs = []int32{
 	12, // 15: emberd.agent.v1.ExecState.stdout:type_name -> emberd.agent.v1.Span
 	12, // 16: emberd.agent.v1.ExecState.stderr:type_name -> emberd.agent.v1.Span
 	0,  // 17: emberd.agent.v1.ReadExec.stream:type_name -> emberd.agent.v1.ReadExec.Stream
-	1,  // 18: emberd.agent.v1.Error.code:type_name -> emberd.agent.v1.Error.Code
-	19, // [19:19] is the sub-list for method output_type
-	19, // [19:19] is the sub-list for method input_type
-	19, // [19:19] is the sub-list for extension type_name
-	19, // [19:19] is the sub-list for extension extendee
-	0,  // [0:19] is the sub-list for field type_name
+	19, // 18: emberd.agent.v1.Arm.network:type_name -> emberd.agent.v1.Network
+	1,  // 19: emberd.agent.v1.Error.code:type_name -> emberd.agent.v1.Error.Code
+	20, // [20:20] is the sub-list for method output_type
+	20, // [20:20] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -1924,7 +2033,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   21,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -27,6 +27,9 @@ import (
 type Config struct {
 	Interpreter string
 	BuildID     string
+	// Arm, when set, is called with each identity. No other use is made of it: the
+	// host that it would change runs the tests.
+	Arm func(*agentv1.Arm) error
 	// Handle, when set, takes the place of the agent: it is called for each
 	// stream that the host opens, and the stream is closed when it returns.
 	Handle func(stream net.Conn)
@@ -90,10 +93,11 @@ func (cfg Config) server() *server.Server {
 	if cfg.BuildID == "" {
 		cfg.BuildID = "agenttest"
 	}
+	if cfg.Arm == nil {
+		cfg.Arm = func(*agentv1.Arm) error { return nil }
+	}
 	return server.New(server.Config{
-		Interpreter: proc.Interpreter{Path: cfg.Interpreter}, BuildID: cfg.BuildID,
-		// The host that it would change runs the tests.
-		Arm: func(*agentv1.Arm) error { return nil },
+		Interpreter: proc.Interpreter{Path: cfg.Interpreter}, BuildID: cfg.BuildID, Arm: cfg.Arm,
 	})
 }
 

@@ -21,6 +21,7 @@ type machine struct {
 	MemoryMiB int
 	Drive     string
 	Vsock     string
+	TAP       string // none if it has no network interface
 }
 
 // phase is when a call is allowed.
@@ -38,12 +39,15 @@ var calls = map[string]struct {
 	phase  phase
 	fields []string
 }{
-	"PUT /machine-config":  {before, []string{"vcpu_count", "mem_size_mib"}},
-	"PUT /cpu-config":      {before, []string{"cpuid_modifiers"}},
-	"PUT /boot-source":     {before, []string{"kernel_image_path", "initrd_path", "boot_args"}},
-	"PUT /drives/rootfs":   {before, []string{"drive_id", "path_on_host", "is_root_device", "is_read_only"}},
-	"PUT /vsock":           {before, []string{"guest_cid", "uds_path"}},
-	"PUT /entropy":         {before, nil},
+	"PUT /machine-config": {before, []string{"vcpu_count", "mem_size_mib"}},
+	"PUT /cpu-config":     {before, []string{"cpuid_modifiers"}},
+	"PUT /boot-source":    {before, []string{"kernel_image_path", "initrd_path", "boot_args"}},
+	"PUT /drives/rootfs":  {before, []string{"drive_id", "path_on_host", "is_root_device", "is_read_only"}},
+	"PUT /vsock":          {before, []string{"guest_cid", "uds_path"}},
+	"PUT /entropy":        {before, nil},
+	"PUT /network-interfaces/eth0": {before, []string{
+		"iface_id", "host_dev_name", "guest_mac", "rx_rate_limiter", "tx_rate_limiter",
+	}},
 	"PUT /actions":         {before, []string{"action_type"}},
 	"PUT /snapshot/load":   {before, []string{"snapshot_path", "mem_backend", "resume_vm"}},
 	"PATCH /vm":            {running, []string{"state"}},
@@ -57,6 +61,7 @@ type body struct {
 	Initrd     string `json:"initrd_path"`
 	BootArgs   string `json:"boot_args"`
 	Drive      string `json:"path_on_host"`
+	TAP        string `json:"host_dev_name"`
 	Vsock      string `json:"uds_path"`
 	Action     string `json:"action_type"`
 	State      string `json:"state"`
@@ -110,6 +115,9 @@ func (v *vmm) call(r *http.Request) error {
 	case "PUT /vsock":
 		v.vm.Vsock = b.Vsock
 		return v.listenVsock(b.Vsock)
+	case "PUT /network-interfaces/eth0":
+		v.vm.TAP = b.TAP
+		return readable(tapFile(b.TAP))
 	case "PUT /actions":
 		if b.Action != "InstanceStart" || v.vm.BootArgs == "" {
 			return errors.New("cannot start the microVM without a kernel")
@@ -153,6 +161,7 @@ func (v *vmm) start() {
 				cfg.Interpreter = interpreter
 			}
 		}
+		cfg.Arm = v.vm.arm
 		go func() { _ = agenttest.Serve(context.Background(), v.guest, cfg) }()
 	}
 }
@@ -209,6 +218,11 @@ func (v *vmm) load(b body) (err error) {
 	}
 	if err := readable(v.vm.Drive, b.Memory.Path); err != nil {
 		return err
+	}
+	if v.vm.TAP != "" {
+		if err := readable(tapFile(v.vm.TAP)); err != nil {
+			return err
+		}
 	}
 	if err := v.listenVsock(v.vm.Vsock); err != nil {
 		return err

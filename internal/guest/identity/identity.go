@@ -53,6 +53,7 @@ func New() *Taker {
 		{"set the host name", s.setHostname},
 		{"write the machine id", s.writeMachineID},
 		{"replace the boot id", s.replaceBootID},
+		{"configure the network", s.configureNetwork},
 		{"limit what is written", s.limitDisk},
 		{"limit processes", s.limitProcesses},
 	}}
@@ -88,5 +89,5 @@ func check(id *agentv1.Arm) error {
 	case id.GetPids() < 1 || id.GetPids() > maxPIDs:
 		return fmt.Errorf("a limit of %d processes", id.GetPids())
 	}
-	return nil
+	return checkNetwork(id.GetNetwork())
 }

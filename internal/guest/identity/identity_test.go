@@ -43,7 +43,7 @@ func recorder(broken string) (*Taker, *[]string) {
 func TestOrder(t *testing.T) {
 	want := []string{
 		"reseed the random number generator", "set the clock", "set the host name", "write the machine id",
-		"replace the boot id", "limit what is written", "limit processes",
+		"replace the boot id", "configure the network", "limit what is written", "limit processes",
 	}
 	taker, taken := recorder("")
 	for range 2 { // a VM can be armed again

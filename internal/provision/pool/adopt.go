@@ -41,7 +41,7 @@ func (p *Pool) Adopt(rec store.VM, vm *provision.VM) bool {
 // shelfFor returns the shelf that a VM belongs on, nil if there is none or it is
 // full. The caller holds p.mu.
 func (p *Pool) shelfFor(rec store.VM) *shelf {
-	if p.closing || rec.Emberd != version.Version {
+	if p.closing || rec.Emberd != version.Version || rec.Network {
 		return nil
 	}
 	for _, s := range p.shelves {

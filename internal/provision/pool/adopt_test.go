@@ -45,7 +45,7 @@ func TestAdoptedVMsAreTakenFirst(t *testing.T) {
 		if wants := f.Wants(rec); wants != (i < 2) {
 			t.Errorf("VM %d is wanted: %v", i, wants)
 		}
-		vm, err := adopter.Adopt(t.Context(), rec)
+		vm, err := adopter.Adopt(t.Context(), rec, nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -82,6 +82,7 @@ func TestVMsOfAnotherMakeAreNotWanted(t *testing.T) {
 		"size":    func(r *store.VM) { r.Limits.MemoryMiB++ },
 		"disk":    func(r *store.VM) { r.Limits.DiskMiB++ },
 		"pids":    func(r *store.VM) { r.Limits.PIDs++ },
+		"network": func(r *store.VM) { r.Network = true },
 	} {
 		other := recs[0]
 		change(&other)

@@ -135,9 +135,13 @@ func newPool(cfg Config, at tempo) *Pool {
 func (p *Pool) Start() { p.wg.Go(p.fill) }
 
 // Provision takes a VM from the pool, or has the source make one. Taking one
-// waits for nothing.
+// waits for nothing. Those of the pool have no network interface: one that is to
+// have one is made.
 func (p *Pool) Provision(ctx context.Context, req provision.Request) (*provision.VM, error) {
-	if req.BootPath == "" || req.BootPath == sandbox.Pooled {
+	if req.Egress != nil && req.BootPath == sandbox.Pooled {
+		return nil, sandbox.NoBootPath(req.BootPath, "the pool keeps none that have a network interface")
+	}
+	if req.Egress == nil && (req.BootPath == "" || req.BootPath == sandbox.Pooled) {
 		if err := p.cfg.Faults.Hit(FaultHandover); err != nil {
 			return nil, err
 		}

@@ -69,49 +69,50 @@ func (s *Templates) hashInputs() (in inputs, err error) {
 	return in, err
 }
 
-// key is the key of the template of a pack and size, today.
-func (s *Templates) key(p pack.Pack, size sandbox.Size) (Key, error) {
+// key is the key of the template of a kind, today.
+func (s *Templates) key(k Kind) (Key, error) {
 	in, err := s.inputs()
 	if err != nil {
 		return Key{}, err
 	}
 	return Key{
-		Host: s.cfg.Host, Size: size, Kernel: in.kernel, Initramfs: in.initrd, Rootfs: p.Digest,
-		BootArgs: provision.BootArgs(p), Format: format,
+		Host: s.cfg.Host, Size: k.Size, Kernel: in.kernel, Initramfs: in.initrd, Rootfs: k.Pack.Digest,
+		BootArgs: provision.BootArgs(k.Pack), Network: k.Network, Format: format,
 	}, nil
 }
 
 // begin begins to make the template of a slot, once after is closed. The caller
 // holds s.mu.
-func (s *Templates) begin(sl *slot, p pack.Pack, size sandbox.Size, after <-chan struct{}) {
+func (s *Templates) begin(sl *slot, k Kind, after <-chan struct{}) {
 	j := &job{done: make(chan struct{}), since: time.Now(), log: s.cfg.Log}
 	j.enter("waiting")
 	sl.job = j
 	s.wg.Go(func() {
 		defer close(j.done)
 		began := time.Now()
-		t, err := s.obtain(j, p, size, after)
+		t, err := s.obtain(j, k, after)
 		j.enter("done")
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		sl.job, sl.template, sl.err = nil, t, err
 		if err == nil {
 			sl.failures = 0
-			s.cfg.Log.Info("template is ready", "pack", p.Name, "memory_mib", size.MemoryMiB, "vcpus", size.VCPUs,
-				"template", t.Key.ID(), "duration_ms", time.Since(began).Milliseconds())
+			s.cfg.Log.Info("template is ready", "pack", k.Pack.Name, "memory_mib", k.Size.MemoryMiB, "vcpus", k.Size.VCPUs,
+				"network", k.Network, "template", t.Key.ID(), "duration_ms", time.Since(began).Milliseconds())
 			return
 		}
 		sl.retry = time.Now().Add(min(minRetry<<sl.failures, maxRetry))
 		sl.failures = min(sl.failures+1, 10)
 		if s.ctx.Err() == nil {
-			s.cfg.Log.Error("template was not made", "pack", p.Name, "memory_mib", size.MemoryMiB, "vcpus", size.VCPUs, "err", err)
+			s.cfg.Log.Error("template was not made", "pack", k.Pack.Name, "memory_mib", k.Size.MemoryMiB, "vcpus", k.Size.VCPUs,
+				"network", k.Network, "err", err)
 		}
 	})
 }
 
 // obtain returns a template that is verified: the one on the disk, or else a new
 // one.
-func (s *Templates) obtain(j *job, p pack.Pack, size sandbox.Size, after <-chan struct{}) (*template, error) {
+func (s *Templates) obtain(j *job, k Kind, after <-chan struct{}) (*template, error) {
 	for _, awaited := range []<-chan struct{}{s.swept, after} {
 		select {
 		case <-awaited:
@@ -126,24 +127,24 @@ func (s *Templates) obtain(j *job, p pack.Pack, size sandbox.Size, after <-chan 
 	if err := context.Cause(ctx); err != nil {
 		return nil, err
 	}
-	key, err := s.key(p, size)
+	key, err := s.key(k)
 	if err != nil {
 		return nil, err
 	}
 	dir := filepath.Join(s.cfg.Dir, key.ID())
 	j.enter("verifying")
 	if _, err := os.Lstat(dir); err == nil {
-		t, err := load(ctx, dir, key, p.RootfsPath)
+		t, err := load(ctx, dir, key, k.Pack.RootfsPath)
 		if err == nil || ctx.Err() != nil {
 			return t, err
 		}
-		s.cfg.Log.Error("template is refused", "pack", p.Name, "template", key.ID(), "err", err)
+		s.cfg.Log.Error("template is refused", "pack", k.Pack.Name, "template", key.ID(), "err", err)
 		s.count(func(c *Counts) { c.Refused++ })
 		if err := remove(dir); err != nil {
 			return nil, err
 		}
 	}
-	t, err := s.build(ctx, j, dir, key, p)
+	t, err := s.build(ctx, j, dir, key, k.Pack)
 	s.count(func(c *Counts) {
 		if err == nil {
 			c.Builds++
@@ -188,12 +189,24 @@ func (s *Templates) build(ctx context.Context, j *job, dir string, key Key, p pa
 	return look(dir, m, p.RootfsPath)
 }
 
+// nothing is what the VMs may reach that a template is made and proved with, nil if
+// they have no network interface.
+func nothing(network bool) *sandbox.Egress {
+	if !network {
+		return nil
+	}
+	return &sandbox.Egress{}
+}
+
 // snapshot boots the VM of a template, prepares it, and leaves its snapshot in
 // dir.
 func (s *Templates) snapshot(ctx context.Context, j *job, dir string, key Key, p pack.Pack) (err error) {
+	id := sandbox.NewVMID()
+	nic := provision.NewInterface(s.cfg.Networks, id, nothing(key.Network))
+	defer func() { err = errors.Join(err, nic.Close()) }()
 	vm, err := firecracker.Boot(ctx, s.cfg.Launcher, firecracker.Config{
-		ID: sandbox.NewVMID(), Size: key.Size, Kernel: s.cfg.Kernel, Initrd: s.cfg.Initrd, Rootfs: p.RootfsPath,
-		BootArgs: key.BootArgs, Snapshots: true,
+		ID: id, Size: key.Size, Kernel: s.cfg.Kernel, Initrd: s.cfg.Initrd, Rootfs: p.RootfsPath,
+		BootArgs: key.BootArgs, Interface: nic.OfVM(), Snapshots: true,
 	}, s.cfg.Faults)
 	if err != nil {
 		return err
@@ -254,7 +267,9 @@ func (s *Templates) prove(ctx context.Context, dir string, m *manifest, p pack.P
 	}
 	size := m.Key.Size
 	limits := sandbox.Limits{Size: size, DiskMiB: size.MemoryMiB / 2, PIDs: sandbox.DefaultPolicy().Default.PIDs}
-	vm, err := s.restore(ctx, t, provision.Request{Pack: p, Limits: limits, Begin: func(sandbox.VMID) error { return nil }})
+	vm, err := s.restore(ctx, t, provision.Request{
+		Pack: p, Limits: limits, Egress: nothing(m.Key.Network), Begin: func(sandbox.VMID) error { return nil },
+	})
 	if err != nil {
 		return err
 	}

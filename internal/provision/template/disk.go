@@ -49,6 +49,9 @@ type template struct {
 	files [2]identity
 }
 
+// slot is where the template belongs.
+func (t *template) slot() slotKey { return slotKey{t.Pack, t.Key.Size, t.Key.Network} }
+
 // identity tells a file that was changed or replaced from the one that it was.
 type identity struct {
 	dev, inode uint64
@@ -230,7 +233,7 @@ func (s *Templates) useless(dir string) error {
 	if errors.Is(err, sandbox.ErrUnknownPack) {
 		return err
 	}
-	key, err := s.key(p, m.Key.Size)
+	key, err := s.key(Kind{p, m.Key.Size, m.Key.Network})
 	if err != nil {
 		return err
 	}

@@ -33,7 +33,7 @@ func TestFullDisk(t *testing.T) {
 	for _, point := range []string{firecracker.FaultSave, FaultWrite} {
 		t.Run(point, func(t *testing.T) {
 			f.faults.Do(point, func() error { fill(t, filler); return nil })
-			_, err := f.Build(t.Context(), f.shell(), sandbox.DefaultSize)
+			_, err := f.Build(t.Context(), Kind{Pack: f.shell(), Size: sandbox.DefaultSize})
 			if err == nil || !strings.Contains(err.Error(), "no space left on device") {
 				t.Errorf("built: %v", err)
 			}

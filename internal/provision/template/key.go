@@ -86,6 +86,8 @@ type Key struct {
 	Initramfs string `json:"initramfs"`
 	Rootfs    string `json:"rootfs"`
 	BootArgs  string `json:"boot_args"`
+	// Network says that the VM has a network interface, whatever that may reach.
+	Network bool `json:"network,omitempty"`
 	// Format is that of the template itself.
 	Format int `json:"format"`
 }

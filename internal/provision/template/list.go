@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/emberd/emberd/internal/firecracker"
-	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
@@ -28,10 +28,12 @@ const (
 // Info is what is told about a template.
 type Info struct {
 	// ID is empty as long as there are no files.
-	ID    string
-	Pack  string
-	Size  sandbox.Size
-	State State
+	ID   string
+	Pack string
+	Size sandbox.Size
+	// Network says that the microVMs have a network interface.
+	Network bool
+	State   State
 	// Phase is what goes on while it is built, Err why it failed.
 	Phase string
 	Err   error
@@ -69,7 +71,7 @@ func (s *Templates) List() []Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for k, sl := range s.slots {
-		info := Info{Pack: k.pack, Size: k.size}
+		info := Info{Pack: k.pack, Size: k.size, Network: k.network}
 		switch {
 		case sl.template != nil:
 			info = sl.template.info(Ready)
@@ -81,7 +83,7 @@ func (s *Templates) List() []Info {
 		default:
 			continue
 		}
-		same := func(i Info) bool { return i.Pack == k.pack && i.Size == k.size }
+		same := func(i Info) bool { return slotKey{i.Pack, i.Size, i.Network} == k }
 		infos = append(slices.DeleteFunc(infos, same), info)
 	}
 	slices.SortFunc(infos, func(a, b Info) int {
@@ -108,21 +110,24 @@ func (s *Templates) stored() []Info {
 }
 
 func (t *template) info(state State) Info {
-	i := Info{ID: t.Key.ID(), Pack: t.Pack, Size: t.Key.Size, State: state, CreatedAt: t.CreatedAt}
+	i := Info{ID: t.Key.ID(), Pack: t.Pack, Size: t.Key.Size, Network: t.Key.Network, State: state, CreatedAt: t.CreatedAt}
 	i.Bytes, i.Apparent = t.size()
 	return i
 }
 
-// Build makes the template of a pack and size, unless there is one, and returns
-// when it is ready.
-func (s *Templates) Build(ctx context.Context, p pack.Pack, size sandbox.Size) (Info, error) {
-	if err := size.Check(); err != nil {
+// Build makes the template of a kind, unless there is one, and returns when it is
+// ready.
+func (s *Templates) Build(ctx context.Context, k Kind) (Info, error) {
+	if err := k.Size.Check(); err != nil {
+		return Info{}, err
+	}
+	if err := provision.CheckEgress(s.cfg.Networks, nothing(k.Network)); err != nil {
 		return Info{}, err
 	}
 	s.mu.Lock()
-	sl := s.slot(slotKey{p.Name, size})
+	sl := s.slot(k.slot())
 	if sl.template == nil && sl.job == nil {
-		s.begin(sl, p, size, s.swept) //nolint:contextcheck // others may wait for it, too
+		s.begin(sl, k, s.swept) //nolint:contextcheck // others may wait for it, too
 	}
 	j := sl.job
 	s.mu.Unlock()

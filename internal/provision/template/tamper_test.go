@@ -142,7 +142,7 @@ func TestUnsoundTemplatesAreRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			f := newFixture(t)
 			dir := filepath.Join(f.cfg.Dir, f.build().ID)
-			info, err := f.Build(t.Context(), f.shell(), sandbox.Size{VCPUs: 1, MemoryMiB: 512})
+			info, err := f.Build(t.Context(), Kind{Pack: f.shell(), Size: sandbox.Size{VCPUs: 1, MemoryMiB: 512}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -153,7 +153,7 @@ func TestUnsoundTemplatesAreRefused(t *testing.T) {
 			started := f.log.String()
 			f.faults.Do(firecracker.FaultLoad, func() error { return errors.New("a VMM was given a template") })
 			f.faults.Do(firecracker.FaultLaunch, func() error { return errors.New("a VMM was started") })
-			if _, err := f.Build(t.Context(), f.shell(), sandbox.DefaultSize); err == nil || !strings.Contains(err.Error(), "a VMM was started") {
+			if _, err := f.Build(t.Context(), Kind{Pack: f.shell(), Size: sandbox.DefaultSize}); err == nil || !strings.Contains(err.Error(), "a VMM was started") {
 				t.Errorf("it was used: %v", err) // and not made anew
 			}
 			log := strings.TrimPrefix(f.log.String(), started)

@@ -54,6 +54,8 @@ type Config struct {
 	Parallel int
 	// Records may be nil; then no VM outlives the daemon.
 	Records provision.Records
+	// Networks may be nil; then no VM has a network interface.
+	Networks provision.Networks
 
 	Log    *slog.Logger
 	Faults *fault.Set
@@ -82,11 +84,22 @@ type Templates struct {
 	counts Counts
 }
 
-// slotKey is what a create asks for.
-type slotKey struct {
-	pack string
-	size sandbox.Size
+// Kind is what there is a template for, or can be.
+type Kind struct {
+	Pack pack.Pack
+	Size sandbox.Size
+	// Network says that the VMs have a network interface.
+	Network bool
 }
+
+// slotKey names a kind.
+type slotKey struct {
+	pack    string
+	size    sandbox.Size
+	network bool
+}
+
+func (k Kind) slot() slotKey { return slotKey{k.Pack.Name, k.Size, k.Network} }
 
 // slot is where there is a template, or will be.
 type slot struct {
@@ -153,10 +166,13 @@ func (s *Templates) Provision(ctx context.Context, req provision.Request) (*prov
 	case sandbox.Pooled:
 		return nil, sandbox.NoBootPath(req.BootPath, "this emberd keeps no microVMs ready")
 	}
+	if err := provision.CheckEgress(s.cfg.Networks, req.Egress); err != nil {
+		return nil, err
+	}
 	// What is begun here is for the requests to come, and is not to slow this one.
 	served := make(chan struct{})
 	defer close(served)
-	t := s.find(req.Pack, req.Limits.Size, served) //nolint:contextcheck // nor does it end with this one
+	t := s.find(Kind{req.Pack, req.Limits.Size, req.Egress != nil}, served) //nolint:contextcheck // nor does it end with this one
 	if t == nil {
 		if req.BootPath == sandbox.Restored {
 			return nil, sandbox.NoBootPath(req.BootPath, noTemplates)
@@ -170,6 +186,8 @@ func (s *Templates) Provision(ctx context.Context, req provision.Request) (*prov
 		return vm, nil
 	case ctx.Err() != nil:
 		return nil, errors.Join(context.Cause(ctx), err)
+	case errors.Is(err, sandbox.ErrEgress): // it would not be better with a boot
+		return nil, err
 	}
 	s.suspect(t, err)
 	if req.BootPath == sandbox.Restored {
@@ -198,13 +216,14 @@ func (s *Templates) restore(ctx context.Context, t *template, req provision.Requ
 	ctx, span := trace.Start(ctx, "restore")
 	defer func() { span.End(trace.Code(err)) }()
 	err = s.shells.Use(ctx, req.Begin, func(shell *firecracker.Shell) error {
-		fc, err := shell.Restore(ctx, t.snapshot, pages, s.cfg.Faults)
+		nic := provision.NewInterface(s.cfg.Networks, shell.ID(), req.Egress)
+		fc, err := shell.Restore(ctx, t.snapshot, firecracker.RestoreOptions{Written: pages, Attach: nic.Attach()}, s.cfg.Faults)
 		if err != nil {
-			return err
+			return errors.Join(err, nic.Close())
 		}
 		host := provision.Host{Records: s.cfg.Records, Log: s.cfg.Log, Faults: s.cfg.Faults}
 		vm, err = host.Ready(ctx, fc, provision.Identity{
-			ID: shell.ID(), Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.Restored,
+			ID: shell.ID(), Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.Restored, Interface: nic,
 		})
 		return err
 	})
@@ -216,14 +235,14 @@ type tamperedError struct{ error }
 
 func (e *tamperedError) Unwrap() error { return e.error }
 
-// find returns the template for a pack and size. If there is none it returns nil,
-// and may have one made once after is closed.
-func (s *Templates) find(p pack.Pack, size sandbox.Size, after <-chan struct{}) *template {
+// find returns the template of a kind. If there is none it returns nil, and may
+// have one made once after is closed.
+func (s *Templates) find(k Kind, after <-chan struct{}) *template {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	sl := s.slot(slotKey{p.Name, size})
-	if sl.template == nil && sl.job == nil && size == s.cfg.Size && time.Now().After(sl.retry) {
-		s.begin(sl, p, size, after)
+	sl := s.slot(k.slot())
+	if sl.template == nil && sl.job == nil && k.Size == s.cfg.Size && time.Now().After(sl.retry) {
+		s.begin(sl, k, after)
 	}
 	return sl.template
 }
@@ -242,7 +261,7 @@ func (s *Templates) slot(k slotKey) *slot {
 func (s *Templates) acquit(t *template) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if sl := s.slots[slotKey{t.Pack, t.Key.Size}]; sl.template == t {
+	if sl := s.slots[t.slot()]; sl.template == t {
 		sl.suspect = 0
 	}
 }
@@ -254,7 +273,7 @@ func (s *Templates) suspect(t *template, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.counts.FailedRestores++
-	sl := s.slots[slotKey{t.Pack, t.Key.Size}]
+	sl := s.slots[t.slot()]
 	if sl.template != t {
 		return
 	}

@@ -136,7 +136,7 @@ func (f *fixture) provide() sandbox.BootPath {
 
 func (f *fixture) build() Info {
 	f.t.Helper()
-	info, err := f.Build(f.t.Context(), f.shell(), sandbox.DefaultSize)
+	info, err := f.Build(f.t.Context(), Kind{Pack: f.shell(), Size: sandbox.DefaultSize})
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func TestManyCreatesMakeOneTemplate(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if _, err := f.Build(t.Context(), f.shell(), sandbox.DefaultSize); err != nil {
+			if _, err := f.Build(t.Context(), Kind{Pack: f.shell(), Size: sandbox.DefaultSize}); err != nil {
 				t.Error(err)
 			}
 		})
@@ -280,7 +280,7 @@ func TestEachStepOfMakingIsUndone(t *testing.T) {
 			hit := false
 			f.faults.Do(point, func() error { hit = true; return &fault.Error{Point: point} })
 			defer f.faults.Do(point, func() error { return nil })
-			if _, err := f.Build(t.Context(), f.shell(), sandbox.DefaultSize); err == nil || !hit {
+			if _, err := f.Build(t.Context(), Kind{Pack: f.shell(), Size: sandbox.DefaultSize}); err == nil || !hit {
 				t.Errorf("built: %v, step reached: %v", err, hit)
 			}
 			if left := f.entries(); len(left) > 0 {
