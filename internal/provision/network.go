@@ -31,3 +31,6 @@ type Network interface {
 	// VMM's namespace ends with the VMM.
 	Close() error
 }
+
+// Network is the VM's interface, nil if it has none.
+func (v *VM) Network() Network { return v.network }

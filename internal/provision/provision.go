@@ -61,6 +61,7 @@ type VM struct {
 
 	vm      *firecracker.VM
 	records Records // nil if there is no record of it
+	network Network // nil without an interface
 	warming sync.WaitGroup
 }
 

@@ -24,6 +24,7 @@ const (
 	CodeClosing      Code = "shutting_down"
 	CodeEnded        Code = "exec_ended"  // the program has, or its input
 	CodeOutputGone   Code = "output_gone" // too old to be kept
+	CodeNoEgress     Code = "no_egress"   // nor an interface that it could go through
 	CodeCanceled     Code = "canceled"
 	CodeInternal     Code = "internal"
 )
@@ -48,6 +49,7 @@ var (
 	ErrQuota        = &Error{Code: CodeQuota, Message: "too many at a time"}
 	ErrCapacity     = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
 	ErrBoot         = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
+	ErrNoEgress     = &Error{Code: CodeNoEgress, Message: "the sandbox was made without egress, and so has no network interface; make one with egress"}
 	ErrLost         = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
 	ErrStarting     = &Error{Code: CodeStarting, Message: "emberd is starting, and looks after the sandboxes that it finds"}
 	ErrClosing      = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
@@ -96,6 +98,12 @@ func OverQuota(format string, args ...any) *Error {
 // OverCapacity is [ErrCapacity] with what the host has too little of.
 func OverCapacity(format string, args ...any) *Error {
 	return &Error{Code: CodeCapacity, Message: fmt.Sprintf(format, args...)}
+}
+
+// NoEgress is [ErrNoEgress] for a sandbox that cannot be given an interface, and
+// why.
+func NoEgress(format string, args ...any) *Error {
+	return &Error{Code: CodeNoEgress, Message: fmt.Sprintf(format, args...)}
 }
 
 // NoBootPath is [ErrCapacity] for a request that insists on path, and why there
