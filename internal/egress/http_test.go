@@ -110,7 +110,7 @@ func TestHTTP(t *testing.T) {
 		{name: "nothing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, host("api.example.org"), host("*.example.com", 80), host("tls.example.org", 443))
+			w := newWorld(t, tcpHost("api.example.org"), tcpHost("*.example.com", 80), tcpHost("tls.example.org", 443))
 			w.resolves(zone{
 				"api.example.org.": {"203.0.113.5"}, "www.example.com.": {"203.0.113.5"}, "tls.example.org.": {"203.0.113.5"},
 				"far.example.com.": {"203.0.113.6"}, "evil.net.": {"203.0.113.5"}, "example.com.": {"203.0.113.5"},
@@ -152,7 +152,7 @@ func TestHTTP(t *testing.T) {
 // What is relayed is what was sent: nothing is added, in either direction.
 func TestHTTPUnchanged(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: b\r\n\r\n<a"
 	heads := make(chan string, 1)
@@ -178,7 +178,7 @@ func TestHTTPUnchanged(t *testing.T) {
 // An answer is passed on as it comes, before it has ended.
 func TestHTTPStreams(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	more := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
@@ -208,7 +208,7 @@ func TestHTTPStreams(t *testing.T) {
 
 func TestHTTPWebsocket(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	ended := make(chan struct{})
 	w.server(to, func(c *net.TCPConn) {
@@ -232,14 +232,14 @@ func TestHTTPWebsocket(t *testing.T) {
 		t.Fatalf("read %q, error %v", frame, err)
 	}
 	// It is cut like any other connection.
-	w.set(host("other.example.org"))
+	w.set(tcpHost("other.example.org"))
 	wantReset(t, r)
 	<-ended
 	eventually(t, "the end of the flow", func() bool { return w.flows() == 0 })
 }
 
 func TestHTTPNoServer(t *testing.T) {
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	w.resolve("api.example.org", dns.TypeA)
 	c := w.connectTo("203.0.113.5:80")
@@ -251,7 +251,7 @@ func TestHTTPNoServer(t *testing.T) {
 // What a server sends is bounded too.
 func TestHTTPLargeAnswerHead(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	w.server(to, func(c *net.TCPConn) {
 		_, _ = c.Read(make([]byte, 4096))
@@ -280,7 +280,7 @@ func FuzzHTTP(f *testing.F) {
 	}
 	const to = "203.0.113.5:80"
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := newWorld(t, host("api.example.org"))
+		w := newWorld(t, tcpHost("api.example.org"))
 		w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 		server := w.web(to)
 		c := w.connectTo(to)

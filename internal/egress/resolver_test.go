@@ -24,11 +24,11 @@ func unresolved(name string, count int64, rule *sandbox.EgressRule) sandbox.Egre
 }
 
 func missing(name string) sandbox.EgressDenial {
-	rule := host(name, 80, 443)
+	rule := tcpHost(name, 80, 443)
 	return unresolved(name, 1, &rule)
 }
 
-func TestResolve(t *testing.T) {
+func TestResolver(t *testing.T) {
 	known := zone{
 		"api.example.org.":       {"203.0.113.5", "2606:4700::1"},
 		"a.example.com.":         {"203.0.113.6"},
@@ -45,7 +45,7 @@ func TestResolve(t *testing.T) {
 		"nat64.example.com.":     {"64:ff9b::a00:1"},
 		"xn--bcher-kva.example.": {"203.0.113.12"},
 	}
-	rules := []sandbox.EgressRule{host("api.example.org"), host("*.example.com"), host("bücher.example")}
+	rules := []sandbox.EgressRule{tcpHost("api.example.org"), tcpHost("*.example.com"), tcpHost("bücher.example")}
 	for _, tt := range []struct {
 		name   string
 		ask    string
@@ -142,7 +142,7 @@ func answered(t *testing.T, m *dns.Msg) (addrs []netip.Addr) {
 }
 
 func TestResolveWithoutIPv6(t *testing.T) {
-	w := newWorldOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{host("api.example.org")}}, nil, func(c *userConfig) { c.ipv6 = false })
+	w := newWorldOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{tcpHost("api.example.org")}}, nil, func(c *userConfig) { c.ipv6 = false })
 	if m := w.resolve("api.example.org", dns.TypeAAAA); m.Rcode != dns.RcodeSuccess || len(m.Answer) > 0 {
 		t.Errorf("the reply is %v, want an empty one", m)
 	}
@@ -160,7 +160,7 @@ func TestResolveTTL(t *testing.T) {
 		{[]uint32{300, 60, 120}, time.Minute}, {[]uint32{1 << 31}, maxTTL}, {[]uint32{3601}, maxTTL},
 	} {
 		t.Run(fmt.Sprint(tt.ttl), func(t *testing.T) {
-			w := newWorld(t, host("api.example.org", 443, 8443))
+			w := newWorld(t, tcpHost("api.example.org", 443, 8443))
 			w.answers(func(rw dns.ResponseWriter, q *dns.Msg) {
 				m := new(dns.Msg)
 				m.SetReply(q)
@@ -178,7 +178,7 @@ func TestResolveTTL(t *testing.T) {
 				t.Errorf("the guest may keep it for %s, want %s", got, tt.want)
 			}
 			for _, got := range w.opened.list() {
-				if got.ttl != tt.want+ttlGrace || !reflect.DeepEqual(got.rules, []sandbox.EgressRule{host("api.example.org", 443, 8443)}) {
+				if got.ttl != tt.want+ttlGrace || !reflect.DeepEqual(got.rules, []sandbox.EgressRule{tcpHost("api.example.org", 443, 8443)}) {
 					t.Errorf("opened %+v, want the rule for %s", got, tt.want+ttlGrace)
 				}
 			}
@@ -189,7 +189,7 @@ func TestResolveTTL(t *testing.T) {
 // Many addresses come by TCP, as one packet does not hold them, and not all are
 // taken. What the guest gets of them depends on what it says that it takes.
 func TestResolveMany(t *testing.T) {
-	w := newWorld(t, host("*.example.com"))
+	w := newWorld(t, tcpHost("*.example.com"))
 	var many []string
 	for i := range 200 {
 		many = append(many, fmt.Sprintf("203.0.113.%d", i))
@@ -252,7 +252,7 @@ func TestResolveStray(t *testing.T) {
 		{"other opcode", func(m *dns.Msg) { m.Opcode = dns.OpcodeNotify }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, host("api.example.org"))
+			w := newWorld(t, tcpHost("api.example.org"))
 			w.answers(func(rw dns.ResponseWriter, q *dns.Msg) {
 				m := reply(q)
 				tt.make(m)
@@ -266,7 +266,7 @@ func TestResolveStray(t *testing.T) {
 		})
 	}
 	t.Run("other case", func(t *testing.T) {
-		w := newWorld(t, host("api.example.org"))
+		w := newWorld(t, tcpHost("api.example.org"))
 		w.answers(func(rw dns.ResponseWriter, q *dns.Msg) {
 			if rw.LocalAddr().Network() == "tcp" {
 				good.answer(rw, q)
@@ -282,7 +282,7 @@ func TestResolveStray(t *testing.T) {
 		}
 	})
 	t.Run("records of others", func(t *testing.T) {
-		w := newWorld(t, host("api.example.org"))
+		w := newWorld(t, tcpHost("api.example.org"))
 		w.answers(func(rw dns.ResponseWriter, q *dns.Msg) {
 			m := reply(q)
 			other := dns.Copy(m.Answer[0]).(*dns.A)
@@ -326,7 +326,7 @@ func TestResolveUpstream(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			w := newWorld(t, host("api.example.org"))
+			w := newWorld(t, tcpHost("api.example.org"))
 			w.answers(tt.answer)
 			begun := time.Now()
 			if m := w.resolve("api.example.org", dns.TypeA); m.Rcode != tt.want || len(m.Answer) > 0 {
@@ -348,7 +348,7 @@ func TestResolveNext(t *testing.T) {
 	}
 	defer silent.Close()
 	first := addrPort(silent.LocalAddr())
-	w := newWorldOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{host("api.example.org")}}, nil, func(c *userConfig) {
+	w := newWorldOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{tcpHost("api.example.org")}}, nil, func(c *userConfig) {
 		c.resolvers = append([]netip.AddrPort{first}, c.resolvers...)
 	})
 	w.at(first.String(), first.String())
@@ -360,7 +360,7 @@ func TestResolveNext(t *testing.T) {
 }
 
 func TestResolveNotOpened(t *testing.T) {
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	w.opened.fail(errors.New("the set is full"))
 	if m := w.resolve("api.example.org", dns.TypeA); m.Rcode != dns.RcodeServerFailure || len(m.Answer) > 0 {
@@ -373,7 +373,7 @@ func TestResolveNotOpened(t *testing.T) {
 
 // Messages that a stub resolver does not send.
 func TestMessages(t *testing.T) {
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	question := func(change func(*dns.Msg)) []byte {
 		m := new(dns.Msg).SetQuestion("api.example.org.", dns.TypeA)
@@ -457,7 +457,7 @@ func make12(questions byte) []byte { return []byte{1, 2, 1, 0, 0, questions, 0, 
 
 // A connection carries many questions, and one that is too long ends it.
 func TestResolveByTCP(t *testing.T) {
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, tcpHost("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	c, err := dns.DialTimeout("tcp", w.dns.String(), 5*time.Second)
 	if err != nil {
@@ -485,7 +485,7 @@ func TestResolveByTCP(t *testing.T) {
 // A flood of questions costs upstream no more than what is allowed, and of names
 // no more memory than the book has.
 func TestResolveFlood(t *testing.T) {
-	w := newWorld(t, host("*.example.com"))
+	w := newWorld(t, tcpHost("*.example.com"))
 	release := make(chan struct{})
 	w.answers(func(rw dns.ResponseWriter, q *dns.Msg) {
 		<-release
@@ -580,7 +580,7 @@ func FuzzParseQuestion(f *testing.F) {
 	}
 	f.Add(append(make12(1), 0xC0, 12, 0, 1, 0, 1))
 	log := newBook()
-	p := newPolicy(sandbox.Egress{Allow: []sandbox.EgressRule{host("*.example.org", 443)}}, nil)
+	p := newPolicy(sandbox.Egress{Allow: []sandbox.EgressRule{tcpHost("*.example.org", 443)}}, nil)
 	r := newResolver(&userConfig{policy: p, book: log})
 	f.Fuzz(func(t *testing.T, b []byte) {
 		q, reply := r.read(b)

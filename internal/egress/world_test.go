@@ -453,11 +453,11 @@ func (w *world) wantDenials(want ...sandbox.EgressDenial) {
 	}
 }
 
-func host(name string, ports ...uint16) sandbox.EgressRule {
+func tcpHost(name string, ports ...uint16) sandbox.EgressRule {
 	return sandbox.EgressRule{Host: name, Ports: ports, Protocol: sandbox.TCP}
 }
 
-func cidr(prefix string, ports ...uint16) sandbox.EgressRule {
+func tcpRange(prefix string, ports ...uint16) sandbox.EgressRule {
 	return sandbox.EgressRule{CIDR: netip.MustParsePrefix(prefix), Ports: ports, Protocol: sandbox.TCP}
 }
 

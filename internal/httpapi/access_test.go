@@ -118,7 +118,7 @@ func TestEveryRouteAsksForAKey(t *testing.T) {
 			}
 			var log testenv.Log
 			a := unguarded(&fakeEngine{}, nil, &log)
-			walk := append(slices.Concat(a.routes(), a.operatorRoutes()),
+			walk := append(slices.Concat(a.routes(), a.execRoutes(), a.egressRoutes(), a.operatorRoutes()),
 				route{method: "GET", path: "/openapi.json"}, route{method: "GET", path: "/nothing"},
 				route{method: "PUT", path: "/healthz"}, route{method: "GET", path: "//healthz"}, route{method: "GET", path: "/healthz/"})
 			for _, rt := range walk {

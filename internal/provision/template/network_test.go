@@ -191,7 +191,7 @@ func TestNetworksThatFail(t *testing.T) {
 				t.Errorf("%s: %s, %q: %v", path, code, text, err)
 			}
 		}
-		networks.Fail(sandbox.NoEgress("load the module tun"))
+		networks.Fail(sandbox.EgressUnavailable("load the module tun"))
 		if _, text := sandbox.Public(second(f.Provision(t.Context(), req))); !strings.HasSuffix(text, "load the module tun") {
 			t.Errorf("%s: told of %q", path, text)
 		}
