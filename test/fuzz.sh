@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 
 # The packages whose fuzz tests are about a guest's bytes, or those of a VMM that
 # a guest has taken over.
-guests='./api/agent/v1 ./internal/agent ./internal/firecracker ./internal/vsock ./internal/x/printable ./internal/x/tail'
+guests='./api/agent/v1 ./internal/agent ./internal/egress ./internal/firecracker ./internal/vsock ./internal/x/printable ./internal/x/tail'
 
 # targets prints the directory and the name of each fuzz test below the given
 # directories.

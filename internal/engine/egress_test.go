@@ -292,6 +292,27 @@ func TestEgressOfASandboxWithoutInterface(t *testing.T) {
 	}
 }
 
+// A daemon that has switched egress off goes on with the sandbox, and says why its
+// policy cannot be changed.
+func TestEgressIsSwitchedOffLater(t *testing.T) {
+	f, _ := withNetwork(t)
+	id := f.createReaching(asked)
+	f.end()
+	f.cfg.Egress = nil
+	f.begin()
+	f.Recover(t.Context())
+	if got, err := f.Egress(id); err != nil || !reflect.DeepEqual(got, resolved) {
+		t.Errorf("Egress = %+v, %v", got, err)
+	}
+	_, setErr := f.SetEgress(t.Context(), id, asked)
+	_, denialsErr := f.EgressDenials(id)
+	for name, err := range map[string]error{"set": setErr, "denials": denialsErr} {
+		if code, msg := sandbox.Public(err); code != sandbox.CodeNoEgress || !strings.Contains(msg, "switched egress off") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // However many set it at a time, one does, and the record and the answer are of the
 // same.
 func TestSetEgressOneAtATime(t *testing.T) {
