@@ -103,7 +103,11 @@ func (e *Engine) SetEgress(ctx context.Context, id sandbox.ID, asked sandbox.Egr
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), setTimeout)
 	defer cancel()
-	if err := network.Set(ctx, *policy); err != nil {
+	err = e.cfg.Faults.Hit(FaultEgress)
+	if err == nil {
+		err = network.Set(ctx, *policy)
+	}
+	if err != nil {
 		return sandbox.Egress{}, e.unsetEgress(ctx, en, network, *before.Egress, err)
 	}
 	en.mu.Lock()
