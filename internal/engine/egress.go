@@ -30,6 +30,9 @@ type Audit interface {
 // becomes of the client that asked for it.
 const setTimeout = 10 * time.Second
 
+// errEgressOff refuses what takes an interface where no sandbox is given one.
+var errEgressOff = sandbox.NoEgress("this emberd gives no sandbox a network interface; its operator has switched egress off")
+
 // HasEgress tells whether a sandbox can be given a network interface.
 func (e *Engine) HasEgress() bool { return e.cfg.Egress != nil }
 
@@ -40,7 +43,7 @@ func (e *Engine) resolveEgress(asked *sandbox.Egress) (*sandbox.Egress, error) {
 		return nil, nil
 	}
 	if e.cfg.Egress == nil {
-		return nil, sandbox.NoEgress("this emberd gives no sandbox a network interface; its operator has switched egress off")
+		return nil, errEgressOff
 	}
 	policy, err := e.cfg.Egress.Resolve(*asked)
 	return &policy, err
@@ -60,12 +63,15 @@ func (e *Engine) Egress(id sandbox.ID) (sandbox.Egress, error) {
 
 // EgressDenials returns what was refused to a sandbox so far.
 func (e *Engine) EgressDenials(id sandbox.ID) ([]sandbox.EgressDenial, error) {
-	_, vm, err := e.running(id)
+	en, vm, err := e.running(id)
 	if err != nil {
 		return nil, err
 	}
-	if e.network(vm) == nil {
+	if sb, _ := en.snapshot(); sb.Egress == nil {
 		return nil, sandbox.ErrNoEgress
+	}
+	if e.network(vm) == nil {
+		return nil, errEgressOff
 	}
 	return e.denials(vm), nil
 }
@@ -97,7 +103,11 @@ func (e *Engine) SetEgress(ctx context.Context, id sandbox.ID, asked sandbox.Egr
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), setTimeout)
 	defer cancel()
-	if err := network.Set(ctx, *policy); err != nil {
+	err = e.cfg.Faults.Hit(FaultEgress)
+	if err == nil {
+		err = network.Set(ctx, *policy)
+	}
+	if err != nil {
 		return sandbox.Egress{}, e.unsetEgress(ctx, en, network, *before.Egress, err)
 	}
 	en.mu.Lock()
@@ -124,9 +134,12 @@ func (e *Engine) beginSet(id sandbox.ID) (*entry, provision.Network, error) {
 	case en.left:
 		return nil, nil, sandbox.ErrClosing
 	}
-	network := e.network(en.vm)
-	if network == nil || en.sb.Egress == nil {
+	if en.sb.Egress == nil {
 		return nil, nil, sandbox.ErrNoEgress
+	}
+	network := e.network(en.vm)
+	if network == nil { // an earlier daemon made it, and this one has none
+		return nil, nil, errEgressOff
 	}
 	e.wg.Add(1) // its watcher is counted as well
 	return en, network, nil

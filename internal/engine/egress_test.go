@@ -16,6 +16,7 @@ import (
 	"github.com/emberd/emberd/internal/egress"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/fault"
 )
 
 // policies are those of an operator who lets sandboxes reach what is public.
@@ -275,6 +276,19 @@ func TestSetEgressFails(t *testing.T) {
 	}
 }
 
+func TestSetEgressIsUndone(t *testing.T) {
+	f, n := withNetwork(t)
+	id := f.createReaching(asked)
+	f.faults.Fail(FaultEgress)
+	_, err := f.SetEgress(t.Context(), id, sandbox.Egress{})
+	if injected, ok := errors.AsType[*fault.Error](err); !ok || injected.Point != FaultEgress {
+		t.Errorf("got %v, want the fault", err)
+	}
+	if got := f.recorded(); !reflect.DeepEqual(got, &resolved) || !reflect.DeepEqual(n.sets, []sandbox.Egress{resolved}) {
+		t.Errorf("recorded is %+v, set was %+v", got, n.sets)
+	}
+}
+
 func TestEgressOfASandboxWithoutInterface(t *testing.T) {
 	f := newFixture(t, func(c *Config, _ *provision.ColdConfig) { c.Egress = policies{} })
 	id := f.create()
@@ -289,6 +303,27 @@ func TestEgressOfASandboxWithoutInterface(t *testing.T) {
 	}
 	if res, err := f.Exec(t.Context(), id, sandbox.ExecRequest{Code: "true"}); err != nil || res.EgressDenied != nil {
 		t.Errorf("exec: %+v, %v", res, err)
+	}
+}
+
+// A daemon that has switched egress off goes on with the sandbox, and says why its
+// policy cannot be changed.
+func TestEgressIsSwitchedOffLater(t *testing.T) {
+	f, _ := withNetwork(t)
+	id := f.createReaching(asked)
+	f.end()
+	f.cfg.Egress = nil
+	f.begin()
+	f.Recover(t.Context())
+	if got, err := f.Egress(id); err != nil || !reflect.DeepEqual(got, resolved) {
+		t.Errorf("Egress = %+v, %v", got, err)
+	}
+	_, setErr := f.SetEgress(t.Context(), id, asked)
+	_, denialsErr := f.EgressDenials(id)
+	for name, err := range map[string]error{"set": setErr, "denials": denialsErr} {
+		if code, msg := sandbox.Public(err); code != sandbox.CodeNoEgress || !strings.Contains(msg, "switched egress off") {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }
 
@@ -489,10 +524,9 @@ func TestRefusalsAreBounded(t *testing.T) {
 func TestDenialsAreTold(t *testing.T) {
 	events, audited := &heard{}, &lines{}
 	f, n := withNetwork(t, func(c *Config, _ *provision.ColdConfig) { c.Events, c.Audit = events, audited })
-	id := f.createReaching(asked)
-	en := f.find(id)
-	_, vm := en.snapshot()
-	teller := newTeller()
+	// One that has no watcher, which would look as well.
+	const id = "sb_a1b2c3d4e5f6"
+	en, vm, teller := &entry{sb: sandbox.Sandbox{ID: id, Pack: "shell"}}, &provision.VM{}, newTeller()
 	look := func(last bool) (kept, counted int64) {
 		events.mu.Lock()
 		from := len(events.all)
@@ -530,7 +564,7 @@ func TestDenialsAreTold(t *testing.T) {
 	}
 	check("when a guest tries everything", false, maxNews-2, 200)
 
-	want := []string{"egress_set 1", "egress_denied a.test 2", "egress_denied b.test 1"}
+	want := []string{"egress_denied a.test 2", "egress_denied b.test 1"}
 	for i := range maxNews - 2 {
 		want = append(want, fmt.Sprintf("egress_denied scan%d.test 1", i))
 	}

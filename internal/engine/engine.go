@@ -48,6 +48,10 @@ const (
 // FaultExec is the fault point of each program that is begun.
 const FaultExec = "engine.exec"
 
+// FaultEgress is the fault point between the record of a policy and its being in
+// force.
+const FaultEgress = "engine.egress"
+
 // FaultRecover is the fault point of each VM that [Engine.Recover] sees to.
 const FaultRecover = "engine.recover"
 

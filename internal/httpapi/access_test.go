@@ -60,7 +60,7 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 		{name: "any address", host: "0.0.0.0:7777", status: 421},
 		{name: "WebSocket", host: "localhost:7777", header: http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Origin": {"https://evil.test"}}, status: 403},
 	} {
-		for _, method := range []string{"GET", "HEAD", "POST", "DELETE", "OPTIONS"} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"} {
 			t.Run(tt.name+" "+method, func(t *testing.T) {
 				e := &fakeEngine{}
 				r := httptest.NewRequest(method, "/sandboxes/"+knownID, nil)
@@ -69,7 +69,7 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 				(&gate{unguarded(e, nil, &testenv.Log{}), access}).ServeHTTP(rec, r)
 				want := tt.status
 				if want == 200 {
-					want = map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "DELETE": 204, "OPTIONS": 204}[method]
+					want = map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "PUT": 405, "DELETE": 204, "OPTIONS": 204}[method]
 				}
 				if rec.Code != want {
 					t.Errorf("status %d, want %d: %s", rec.Code, want, rec.Body)
