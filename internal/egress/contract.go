@@ -52,8 +52,7 @@ type user struct{ userConfig }
 
 func serve(cfg userConfig) *user { return &user{cfg} }
 
-func (u *user) set(p *policy)            { u.policy = p }
-func (u *user) hostAt(netip.Addr) string { return "" }
+func (u *user) set(p *policy) { u.policy = p }
 
 func (u *user) close() {
 	_ = u.sockets.dnsUDP.Close()

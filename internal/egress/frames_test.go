@@ -116,8 +116,8 @@ func (f frame) bytes() []byte {
 	}
 }
 
-// answer says what a frame to the guest is, and from which address.
-func answer(b []byte) (text string, ip []byte) {
+// heard says what a frame to the guest is, and from which address.
+func heard(b []byte) (text string, ip []byte) {
 	if len(b) < 10+14+20 {
 		return "short", nil
 	}

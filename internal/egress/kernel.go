@@ -188,8 +188,8 @@ func (k *kernel) batch(fill func(*nftables.Conn) error) error {
 	return conn.Flush()
 }
 
-// lacking says what a host may lack whose kernel does not know what is asked of it.
-func lacking(err error) error {
+// explain says what a host may lack whose kernel does not know what is asked of it.
+func explain(err error) error {
 	for _, unknown := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, unknown) {
 			return fmt.Errorf("this host's kernel lacks a part of nftables that network interfaces of sandboxes need (sudo modprobe -a %s): %w", strings.Join(Modules[1:], " "), err)
@@ -237,7 +237,7 @@ func (k *kernel) install(p *policy, old *carried) error {
 		return k.addRanges(conn, p)
 	})
 	if err != nil {
-		return fmt.Errorf("install rules: %w", lacking(err))
+		return fmt.Errorf("install rules: %w", explain(err))
 	}
 	k.ranges = p.ranges
 	return nil
@@ -326,7 +326,7 @@ func plain(elements []nftables.SetElement) []nftables.SetElement {
 
 // opened tells whether what was resolved is open under p.
 func opened(p *policy, e nftables.SetElement) bool {
-	addr, proto, port, ok := destination(e.Key)
+	addr, proto, port, ok := target(e.Key)
 	if !ok || p.ranges.forbids(addr) {
 		return false
 	}

@@ -56,7 +56,7 @@ func newVMM(t *testing.T) VMM {
 	return VMM{ID: sandbox.VMID("vm_" + strings.ToLower(t.Name()[:8])), PID: cmd.Process.Pid, UID: 12345}
 }
 
-func policyOf(t *testing.T, e sandbox.Egress, ranges ...string) *policy {
+func policyFor(t *testing.T, e sandbox.Egress, ranges ...string) *policy {
 	t.Helper()
 	r := Ranges(parseAll(ranges...))
 	resolved, err := r.Resolve(e, sandbox.Egress{})
@@ -84,9 +84,11 @@ func attach(t *testing.T, ipv6 bool, p *policy) *bench {
 	t.Helper()
 	b := &bench{T: t, vmm: newVMM(t), port: 20000}
 	var err error
+	start := time.Now()
 	if b.kernel, b.s, err = attachKernel(t.Context(), kernelConfig{ipv6: ipv6, log: quietLog()}, b.vmm, p); err != nil {
 		t.Fatal(err)
 	}
+	t.Logf("attached in %v", time.Since(start))
 	t.Cleanup(func() {
 		if err := errors.Join(b.s.close(), b.close()); err != nil {
 			t.Error(err)
@@ -159,7 +161,7 @@ func (b *bench) read(wait time.Duration) (string, []byte) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return answer(buf[:n])
+	return heard(buf[:n])
 }
 
 // ask sends a frame and returns what comes back.
@@ -208,7 +210,7 @@ func (b *bench) denials() []string {
 // What a guest sends reaches the relay only if the policy says so, and nothing
 // else takes it.
 func TestRealPackets(t *testing.T) {
-	p := policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{
+	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{
 		cidr("203.0.113.0/24", sandbox.TCP, 443, 5432), cidr("203.0.113.128/25", sandbox.TCP, 443),
 		cidr("198.51.100.0/24", sandbox.UDP), cidr("2001:db8:1::/48", sandbox.TCP, 443),
 		{Host: "api.example.org", Ports: []uint16{443}},
@@ -423,7 +425,7 @@ func (b *bench) handshake(dst string, port uint16) (net.Conn, frame) {
 }
 
 func TestRealRelayedFlow(t *testing.T) {
-	b := attach(t, false, policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{
+	b := attach(t, false, policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{
 		cidr("203.0.113.0/24", sandbox.TCP, 443), cidr("203.0.113.0/24", sandbox.UDP, 443), {Host: "api.example.org", Ports: []uint16{5432}},
 	}}))
 	c, f := b.handshake("203.0.113.9", 443)
@@ -442,7 +444,7 @@ func TestRealRelayedFlow(t *testing.T) {
 
 	// The policy that allowed it is gone: what is open is the relay's to end, a new
 	// one is refused.
-	if err := b.set(policyOf(t, sandbox.Egress{})); err != nil {
+	if err := b.set(policyFor(t, sandbox.Egress{})); err != nil {
 		t.Fatal(err)
 	}
 	f.seq += 5
@@ -471,7 +473,7 @@ func TestRealRelayedFlow(t *testing.T) {
 
 // A datagram of a flow that has a socket of its own arrives there.
 func TestRealUDPFlow(t *testing.T) {
-	b := attach(t, false, policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.UDP)}}))
+	b := attach(t, false, policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.UDP)}}))
 	f := b.honest(unix.IPPROTO_UDP, "203.0.113.9", 443)
 	f.payload = []byte("one")
 	b.send(f)
@@ -511,7 +513,7 @@ func TestRealUDPFlow(t *testing.T) {
 func TestRealNamesEnd(t *testing.T) {
 	api := sandbox.EgressRule{Host: "api.example.org", Ports: []uint16{443}}
 	wide := sandbox.EgressRule{Host: "*.example.org", Ports: []uint16{443}}
-	p := policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{api, wide}})
+	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{api, wide}})
 	b := attach(t, false, p)
 	api, wide = p.Allow[0], p.Allow[1]
 	addr := netip.MustParseAddr("192.0.2.1")
@@ -535,13 +537,13 @@ func TestRealNamesEnd(t *testing.T) {
 	if got := try(); got != "open" {
 		t.Errorf("the second answer did not hold: %s", got)
 	}
-	if err := b.set(policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{wide}})); err != nil {
+	if err := b.set(policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{wide}})); err != nil {
 		t.Fatal(err)
 	}
 	if got := try(); got != "open" {
 		t.Errorf("with one of its rules: %s", got)
 	}
-	if err := b.set(policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{{Host: "*.example.org", Ports: []uint16{80}}}})); err != nil {
+	if err := b.set(policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{{Host: "*.example.org", Ports: []uint16{80}}}})); err != nil {
 		t.Fatal(err)
 	}
 	if got := try(); got != "reset" {
@@ -561,7 +563,7 @@ func TestRealNamesEnd(t *testing.T) {
 
 func TestRealQuota(t *testing.T) {
 	rules := []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.UDP)}
-	p := policyOf(t, sandbox.Egress{Allow: rules, TotalMiB: 1})
+	p := policyFor(t, sandbox.Egress{Allow: rules, TotalMiB: 1})
 	b := attach(t, false, p)
 	f := b.honest(unix.IPPROTO_UDP, "203.0.113.9", 9)
 	f.payload = make([]byte, 1400)
@@ -587,7 +589,7 @@ func TestRealQuota(t *testing.T) {
 	if got := b.ask(f, "icmp"); got != "icmp 3/13" {
 		t.Errorf("after a restart: %s", got)
 	}
-	if err := b.set(policyOf(t, sandbox.Egress{Allow: rules, TotalMiB: 2})); err != nil {
+	if err := b.set(policyFor(t, sandbox.Egress{Allow: rules, TotalMiB: 2})); err != nil {
 		t.Fatal(err)
 	}
 	for { // what was refused before
@@ -641,7 +643,7 @@ func (b *bench) dump() string {
 
 func TestRealAdopt(t *testing.T) {
 	rules := []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.TCP, 443), cidr("203.0.112.0/23", sandbox.TCP, 443, 444), {Host: "*.example.org", Ports: []uint16{443}}}
-	p := policyOf(t, sandbox.Egress{Allow: rules})
+	p := policyFor(t, sandbox.Egress{Allow: rules})
 	b := attach(t, true, p)
 	if err := b.open(netip.MustParseAddr("192.0.2.1"), p.Allow[2:], time.Hour); err != nil {
 		t.Fatal(err)
@@ -696,14 +698,14 @@ func TestRealAdopt(t *testing.T) {
 		t.Errorf("with rules put up anew: %s", got)
 	}
 	// The record says something else than the rules.
-	b.adopt(policyOf(t, sandbox.Egress{}))
+	b.adopt(policyFor(t, sandbox.Egress{}))
 	if got := b.ask(b.honest(unix.IPPROTO_TCP, "203.0.113.9", 443), "reset"); got != "reset from 203.0.113.9" {
 		t.Errorf("with the record's policy: %s", got)
 	}
 }
 
 func TestRealFaults(t *testing.T) {
-	p := policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.TCP, 443)}})
+	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.TCP, 443)}})
 	for _, point := range FaultPoints {
 		t.Run(point, func(t *testing.T) {
 			var faults fault.Set
@@ -838,10 +840,10 @@ func TestRealManyRules(t *testing.T) {
 			}
 			e.Allow = append(e.Allow, r)
 		}
-		return policyOf(t, e)
+		return policyFor(t, e)
 	}
 	b := attach(t, false, many(1, 1))
-	for _, size := range [][2]int{{1, 1}, {100, 1}, {1000, 1}, {1000, 4}, {MaxRules, MaxPorts}} {
+	for _, size := range [][2]int{{1, 1}, {100, 1}, {1000, 1}, {MaxRules, MaxRangePorts / MaxRules}} {
 		start := time.Now()
 		p := many(size[0], size[1])
 		if err := b.set(p); err != nil {

@@ -87,7 +87,7 @@ func elementsText(p *policy, ipv6 bool) string {
 }
 
 func TestElementsAreThoseThatWereRead(t *testing.T) {
-	p := policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{
+	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{
 		{Host: "api.example.org"},
 		cidr("203.0.113.0/24", sandbox.TCP, 443, 5432),
 		cidr("203.0.112.0/24", sandbox.TCP, 443),    // beside it
