@@ -76,7 +76,7 @@ func attachKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ 
 			err = errors.Join(err, undo.Unwind(ctx))
 		}
 	}()
-	k, err := enterKernel(cfg, vmm)
+	k, err := enterKernel(cfg, vmm, false)
 	if err != nil {
 		return nil, s, err
 	}
@@ -110,7 +110,7 @@ func attachKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ 
 // adoptKernel takes over what an earlier daemon made, and has it be as this one
 // would make it. On error the rules stay as they are, and nothing passes.
 func adoptKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ *kernel, s sockets, err error) {
-	k, err := enterKernel(cfg, vmm)
+	k, err := enterKernel(cfg, vmm, true)
 	if err != nil {
 		return nil, s, err
 	}
@@ -140,13 +140,15 @@ func adoptKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ *
 	return k, s, nil
 }
 
-func enterKernel(cfg kernelConfig, vmm VMM) (*kernel, error) {
-	if err := cfg.faults.Hit(FaultNamespace); err != nil {
-		return nil, err
-	}
+// enterKernel opens the namespace of a VMM that has the interface, or has none.
+func enterKernel(cfg kernelConfig, vmm VMM, tap bool) (*kernel, error) {
 	ns, err := openNamespace(vmm.PID)
 	if err != nil {
 		return nil, err
+	}
+	err = errors.Join(ns.do(func() error { return holds(tap) }), cfg.faults.Hit(FaultNamespace))
+	if err != nil {
+		return nil, errors.Join(err, ns.close())
 	}
 	guest := GuestOf(vmm.ID)
 	return &kernel{ns: ns, guest: guest, ipv6: cfg.ipv6, rules: newRuleset(guest, cfg.ipv6), hosts: map[string]map[string]bool{}, counts: map[string]tally{}}, nil

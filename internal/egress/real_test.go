@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -66,7 +67,7 @@ func policyFor(t *testing.T, e sandbox.Egress, ranges ...string) *policy {
 	return newPolicy(resolved, r)
 }
 
-func cidr(text string, proto sandbox.Protocol, ports ...uint16) sandbox.EgressRule {
+func rangeRule(text string, proto sandbox.Protocol, ports ...uint16) sandbox.EgressRule {
 	return sandbox.EgressRule{CIDR: netip.MustParsePrefix(text), Protocol: proto, Ports: ports}
 }
 
@@ -108,10 +109,14 @@ func (b *bench) plug() {
 		if err != nil {
 			return err
 		}
-		// Of this thread alone, which ends.
-		if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(b.vmm.UID), ^uintptr(0)); errno != 0 {
-			return errors.Join(errno, unix.Close(fd))
+		// Of this thread alone.
+		become := func(uid int) {
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); errno != 0 {
+				panic(errno)
+			}
 		}
+		become(b.vmm.UID)
+		defer become(0)
 		req, err := unix.NewIfreq(TAP)
 		if err != nil {
 			return err
@@ -127,6 +132,23 @@ func (b *bench) plug() {
 		b.Fatal(err)
 	}
 	b.Cleanup(func() { _ = b.tap.Close() })
+	// The kernel sees to it a moment later that the interface sends.
+	for end := time.Now().Add(soon); ; time.Sleep(time.Millisecond) {
+		var state netlink.LinkOperState
+		err := b.ns.do(func() error {
+			tap, err := netlink.LinkByName(TAP)
+			if err == nil {
+				state = tap.Attrs().OperState
+			}
+			return err
+		})
+		if err != nil || time.Now().After(end) {
+			b.Fatalf("%s is %s: %v", TAP, state, err)
+		}
+		if state != netlink.OperDown {
+			return
+		}
+	}
 }
 
 // honest is a frame of a guest's that was not changed.
@@ -211,8 +233,8 @@ func (b *bench) denials() []string {
 // else takes it.
 func TestRealPackets(t *testing.T) {
 	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{
-		cidr("203.0.113.0/24", sandbox.TCP, 443, 5432), cidr("203.0.113.128/25", sandbox.TCP, 443),
-		cidr("198.51.100.0/24", sandbox.UDP), cidr("2001:db8:1::/48", sandbox.TCP, 443),
+		rangeRule("203.0.113.0/24", sandbox.TCP, 443, 5432), rangeRule("203.0.113.128/25", sandbox.TCP, 443),
+		rangeRule("198.51.100.0/24", sandbox.UDP), rangeRule("2001:db8:1::/48", sandbox.TCP, 443),
 		{Host: "api.example.org", Ports: []uint16{443}},
 	}})
 	b := attach(t, true, p)
@@ -220,8 +242,8 @@ func TestRealPackets(t *testing.T) {
 	if err := b.open(api, p.Allow[len(p.Allow)-1:], time.Minute); err != nil {
 		t.Fatal(err)
 	}
-	go accept4(b.s.tcp)
-	go echo(b)
+	go acceptAll(b.s.tcp)
+	go answerAll(b)
 	const tcp, udp, icmp, icmp6 = unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6
 	mac := func(m ...byte) func(*frame) { return func(f *frame) { f.srcMAC = m } }
 	tests := []struct {
@@ -331,7 +353,7 @@ func arpRequest(g Guest) []byte {
 	return append(append(b, 0, 0, 0, 0, 0, 0), g.Gateway.AsSlice()...)
 }
 
-func accept4(listeners []net.Listener) {
+func acceptAll(listeners []net.Listener) {
 	for _, l := range listeners {
 		go func() {
 			for {
@@ -345,8 +367,8 @@ func accept4(listeners []net.Listener) {
 	}
 }
 
-// echo answers each datagram with where it was for, from there.
-func echo(b *bench) {
+// answerAll answers each datagram with where it was for, from there.
+func answerAll(b *bench) {
 	go func() {
 		buf := make([]byte, 2048)
 		for {
@@ -426,7 +448,7 @@ func (b *bench) handshake(dst string, port uint16) (net.Conn, frame) {
 
 func TestRealRelayedFlow(t *testing.T) {
 	b := attach(t, false, policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{
-		cidr("203.0.113.0/24", sandbox.TCP, 443), cidr("203.0.113.0/24", sandbox.UDP, 443), {Host: "api.example.org", Ports: []uint16{5432}},
+		rangeRule("203.0.113.0/24", sandbox.TCP, 443), rangeRule("203.0.113.0/24", sandbox.UDP, 443), {Host: "api.example.org", Ports: []uint16{5432}},
 	}}))
 	c, f := b.handshake("203.0.113.9", 443)
 	if got := c.LocalAddr().String(); got != "203.0.113.9:443" {
@@ -473,7 +495,7 @@ func TestRealRelayedFlow(t *testing.T) {
 
 // A datagram of a flow that has a socket of its own arrives there.
 func TestRealUDPFlow(t *testing.T) {
-	b := attach(t, false, policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.UDP)}}))
+	b := attach(t, false, policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{rangeRule("203.0.113.0/24", sandbox.UDP)}}))
 	f := b.honest(unix.IPPROTO_UDP, "203.0.113.9", 443)
 	f.payload = []byte("one")
 	b.send(f)
@@ -562,7 +584,7 @@ func TestRealNamesEnd(t *testing.T) {
 }
 
 func TestRealQuota(t *testing.T) {
-	rules := []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.UDP)}
+	rules := []sandbox.EgressRule{rangeRule("203.0.113.0/24", sandbox.UDP)}
 	p := policyFor(t, sandbox.Egress{Allow: rules, TotalMiB: 1})
 	b := attach(t, false, p)
 	f := b.honest(unix.IPPROTO_UDP, "203.0.113.9", 9)
@@ -642,7 +664,7 @@ func (b *bench) dump() string {
 }
 
 func TestRealAdopt(t *testing.T) {
-	rules := []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.TCP, 443), cidr("203.0.112.0/23", sandbox.TCP, 443, 444), {Host: "*.example.org", Ports: []uint16{443}}}
+	rules := []sandbox.EgressRule{rangeRule("203.0.113.0/24", sandbox.TCP, 443), rangeRule("203.0.112.0/23", sandbox.TCP, 443, 444), {Host: "*.example.org", Ports: []uint16{443}}}
 	p := policyFor(t, sandbox.Egress{Allow: rules})
 	b := attach(t, true, p)
 	if err := b.open(netip.MustParseAddr("192.0.2.1"), p.Allow[2:], time.Hour); err != nil {
@@ -705,7 +727,7 @@ func TestRealAdopt(t *testing.T) {
 }
 
 func TestRealFaults(t *testing.T) {
-	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{cidr("203.0.113.0/24", sandbox.TCP, 443)}})
+	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{rangeRule("203.0.113.0/24", sandbox.TCP, 443)}})
 	for _, point := range FaultPoints {
 		t.Run(point, func(t *testing.T) {
 			var faults fault.Set
@@ -815,6 +837,41 @@ func left(t *testing.T, vmm VMM) string {
 		t.Fatal(err)
 	}
 	return strings.Join(found, "; ")
+}
+
+// No thread stays behind in a namespace: the first one of the process would hold it
+// for ever.
+func TestRealThreadsComeBack(t *testing.T) {
+	vmm := newVMM(t)
+	ns, err := openNamespace(vmm.PID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = ns.close() }()
+	home, err := os.Readlink("/proc/self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	first := false
+	for range 500 {
+		err := ns.do(func() error {
+			first = first || unix.Gettid() == os.Getpid()
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	tasks, err := filepath.Glob("/proc/self/task/*/ns/net")
+	if err != nil || len(tasks) == 0 {
+		t.Fatal(tasks, err)
+	}
+	for _, task := range tasks {
+		if at, err := os.Readlink(task); err == nil && at != home {
+			t.Errorf("%s is %s, not %s", task, at, home)
+		}
+	}
+	t.Logf("the first thread was used: %t", first)
 }
 
 // A process that shares the daemon's namespace is no VMM.

@@ -89,16 +89,16 @@ func elementsText(p *policy, ipv6 bool) string {
 func TestElementsAreThoseThatWereRead(t *testing.T) {
 	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{
 		{Host: "api.example.org"},
-		cidr("203.0.113.0/24", sandbox.TCP, 443, 5432),
-		cidr("203.0.112.0/24", sandbox.TCP, 443),    // beside it
-		cidr("203.0.113.128/25", sandbox.TCP, 443),  // in it
-		cidr("203.0.113.0/24", sandbox.UDP, 443),    // another protocol
-		cidr("198.51.0.0/16", sandbox.TCP),          // all ports
-		cidr("198.51.100.7/32", sandbox.TCP, 22),    // in that
-		cidr("10.1.0.0/16", sandbox.TCP, 80),        // the operator allows it
-		cidr("2001:db8::/32", sandbox.TCP, 443),     //
-		cidr("2001:db8:1::/48", sandbox.UDP),        //
-		cidr("255.255.255.255/32", sandbox.UDP, 67), // the last of all
+		rangeRule("203.0.113.0/24", sandbox.TCP, 443, 5432),
+		rangeRule("203.0.112.0/24", sandbox.TCP, 443),    // beside it
+		rangeRule("203.0.113.128/25", sandbox.TCP, 443),  // in it
+		rangeRule("203.0.113.0/24", sandbox.UDP, 443),    // another protocol
+		rangeRule("198.51.0.0/16", sandbox.TCP),          // all ports
+		rangeRule("198.51.100.7/32", sandbox.TCP, 22),    // in that
+		rangeRule("10.1.0.0/16", sandbox.TCP, 80),        // the operator allows it
+		rangeRule("2001:db8::/32", sandbox.TCP, 443),     //
+		rangeRule("2001:db8:1::/48", sandbox.UDP),        //
+		rangeRule("255.255.255.255/32", sandbox.UDP, 67), // the last of all
 	}}, "10.1.0.0/16", "255.255.255.255/32")
 	golden(t, "elements", elementsText(p, true))
 	// The operator allows less than when the policy was made.
