@@ -83,7 +83,7 @@ type Config struct {
 	Manager *systemd.Manager
 	// Launcher starts VMMs; nil means the jail.
 	Launcher Launcher
-	// Networks gives microVMs network interfaces; nil means that none has one.
+	// Networks gives microVMs network interfaces; nil is those of this host.
 	Networks provision.Networks
 	Faults   *fault.Set
 }

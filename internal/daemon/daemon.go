@@ -111,11 +111,15 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
+	policies, networks, err := d.openNetworks()
+	if err != nil {
+		return nil, err
+	}
 	adopter := provision.Adopter{
 		Host: provision.Host{Records: records, Log: cfg.Log, Faults: cfg.Faults}, VMMs: launcher,
-		Networks: cfg.Networks, Before: launcher.Left(),
+		Networks: networks, Before: launcher.Left(),
 	}
-	source, err := d.openTemplates(ctx, launcher, packs, records, info.Versions.Firecracker)
+	source, err := d.openTemplates(ctx, launcher, packs, records, networks, info.Versions.Firecracker)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +131,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.openPool(source, kept, foreground)
 	d.engine, err = engine.New(engine.Config{
 		Packs: packs, Provisioner: d.pool, Store: records, Limits: cfg.Limits, Capacity: capacity,
-		Foreground: foreground, Adopter: adopter, Spares: d.pool, Events: d.telemetry, Audit: audited,
+		Foreground: foreground, Adopter: adopter, Spares: d.pool, Events: d.telemetry, Egress: policies, Audit: audited,
 		Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if err != nil {
