@@ -142,6 +142,8 @@ type Result struct {
 	// as the guest tells and as the API names them: "memory_mib", "disk_mib",
 	// "pids".
 	LimitsHit []string
+	// EgressDenied is what was refused to the sandbox while the program ran.
+	EgressDenied []rest.EgressDenial
 }
 
 // TimedOut is [Result].Err of a program that was killed at its time limit.
@@ -168,7 +170,8 @@ func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error)
 		Duration: time.Duration(res.DurationUS) * time.Microsecond,
 		Err:      res.Error,
 
-		LimitsHit: res.LimitsHit,
+		LimitsHit:    res.LimitsHit,
+		EgressDenied: res.EgressDenied,
 	}, nil
 }
 

@@ -36,6 +36,8 @@ type Exec struct {
 	Start      string   `json:"start,omitempty" enum:"warm,cold" example:"warm" doc:"Whether the program ran in an interpreter that was started ahead of it, or in one that was started for it."`
 	LimitsHit  []string `json:"limits_hit,omitempty" nullable:"false" enum:"memory_mib,disk_mib,pids" doc:"Which of the sandbox's limits the program ran into, as in the result of an exec."`
 	Error      string   `json:"error,omitempty" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
+
+	EgressDenied []EgressDenial `json:"egress_denied,omitempty" nullable:"false" doc:"What was refused to the sandbox while the program ran, so far, and as this daemon saw it run. Absent when nothing was."`
 }
 
 // Span is the part of a stream that is there.

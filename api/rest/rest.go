@@ -14,7 +14,8 @@ import (
 
 // What the daemon accepts at most in the body of a request, in bytes.
 const (
-	MaxCreateBody = 4 << 10
+	MaxSmallBody  = 4 << 10 // of what has no limit of its own
+	MaxCreateBody = MaxSmallBody + MaxEgressBody
 	MaxExecBody   = 1 << 20
 )
 
@@ -24,6 +25,8 @@ type CreateRequest struct {
 	LanguagePack string `json:"language_pack,omitempty" default:"python" example:"python" doc:"The language pack to boot: its root filesystem and interpreter."`
 	Limits
 	BootPath string `json:"boot_path,omitempty" enum:"cold-boot,restore,pool" example:"cold-boot" doc:"The one way that the microVM may come to be. Where none is to be had that way, the answer is 503. Absent asks for the fastest there is."`
+
+	Egress *EgressRequest `json:"egress,omitempty" doc:"What the sandbox may reach. Absent gives it no network interface at all."`
 }
 
 // CreateResponse names the sandbox that was made.
@@ -44,6 +47,8 @@ type Sandbox struct {
 	Limits        Limits    `json:"limits" doc:"What it may use."`
 	ExpiresAt     time.Time `json:"expires_at" doc:"When it is deleted because its lifetime is over."`
 	IdleExpiresAt time.Time `json:"idle_expires_at,omitzero" doc:"When it is deleted if no program is run until then. Absent while one runs."`
+
+	Egress *Egress `json:"egress,omitempty" doc:"What it may reach. Absent if it has no network interface."`
 }
 
 // SandboxList is every sandbox there is, oldest first.
@@ -74,7 +79,10 @@ type ExecResult struct {
 	Start           string   `json:"start" enum:"warm,cold" example:"warm" doc:"Whether the program ran in an interpreter that was started ahead of it, as a fresh process of its own, or in one that was started for it."`
 	LimitsHit       []string `json:"limits_hit,omitempty" nullable:"false" enum:"memory_mib,disk_mib,pids" doc:"Which of the sandbox's limits the program, or one that it started, ran into, as the guest tells: a process was killed or not made for want of memory, the program failed when no more could be written to files, or there was one process or thread too many. Absent when there are none."`
 	Error           string   `json:"error,omitempty" example:"execution timed out" doc:"Why there is no exit status: the time limit, or an interpreter that could not be started. Absent otherwise."`
-	ExecID          string   `json:"exec_id" pattern:"^ex_[0-9a-f]{12}$" example:"ex_0123456789ab" doc:"The program's id, by which it can be asked for again for some time."`
+
+	EgressDenied []EgressDenial `json:"egress_denied,omitempty" nullable:"false" doc:"What was refused to the sandbox while the program ran, and the rule that would have allowed it. Absent when nothing was."`
+
+	ExecID string `json:"exec_id" pattern:"^ex_[0-9a-f]{12}$" example:"ex_0123456789ab" doc:"The program's id, by which it can be asked for again for some time."`
 }
 
 // Info describes the daemon.
@@ -86,6 +94,7 @@ type Info struct {
 	WorkDir     string      `json:"work_dir" example:"/var/lib/emberd" doc:"Where the daemon keeps its data."`
 	Pool        []PoolStock `json:"pool" nullable:"false" doc:"The microVMs that are kept ready."`
 	KVM         string      `json:"kvm" enum:"hardware,emulated" example:"hardware" doc:"Whether microVMs run on the processor's virtualisation or on an emulation of it. An emulation is no security boundary."`
+	Egress      bool        `json:"egress" doc:"Whether a sandbox can be given a network interface."`
 	Versions    Versions    `json:"versions" doc:"What the daemon is made of."`
 }
 
@@ -104,7 +113,7 @@ type Status struct {
 // Error is the body of every answer that is not a success.
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
-	Code    string `json:"code" enum:"invalid_request,unknown_pack,unauthorized,forbidden,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,starting_up,shutting_down,exec_ended,output_gone,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+	Code    string `json:"code" enum:"invalid_request,unknown_pack,unauthorized,forbidden,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,starting_up,shutting_down,exec_ended,output_gone,no_egress,egress_unavailable,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
 
 	FirstOffset int64 `json:"first_offset,omitempty" example:"4096" doc:"With output_gone, the position from which on there is output. Absent otherwise."`
 }

@@ -18,7 +18,7 @@ func newEventsCmd(a *app) *cobra.Command {
 		Use:   "events",
 		Short: "Show what happened to sandboxes",
 		Long: `Events shows what happened to sandboxes: created, ready, failed, exec, oom, adopted,
-expired, lost, deleted. emberd keeps the last 1024 in memory.
+egress_denied, expired, lost, deleted. emberd keeps the last 1024 in memory.
 
 With --json each event is a line of its own. A gap, {"missed": N}, stands for
 events that are gone.`,
@@ -84,6 +84,9 @@ func eventLine(e rest.Event) string {
 		if word != "" {
 			about = append(about, word)
 		}
+	}
+	if e.EgressDenied != nil {
+		about = append(about, refusal(*e.EgressDenied))
 	}
 	if e.DurationMS > 0 {
 		about = append(about, (time.Duration(e.DurationMS) * time.Millisecond).String())

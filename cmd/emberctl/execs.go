@@ -192,7 +192,7 @@ func (a *app) exitAs(ex rest.Exec) error {
 	if ex.ExitCode == nil {
 		return &exitError{exitEmberd, errors.New("the program's output has ended, and it has not")}
 	}
-	return a.end(client.Result{ExitCode: *ex.ExitCode, Err: ex.Error, LimitsHit: ex.LimitsHit})
+	return a.end(client.Result{ExitCode: *ex.ExitCode, Err: ex.Error, LimitsHit: ex.LimitsHit, EgressDenied: ex.EgressDenied})
 }
 
 // completeExecs completes the id of a sandbox, and then those of programs that run

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -14,12 +15,27 @@ import (
 type wish struct {
 	pack, bootPath string
 	limits         client.Limits
+	reach          reach
+	// options are all of it but the pack, once it is settled.
+	options []client.CreateOption
+}
+
+// settle reads what the wish leaves to files.
+func (w *wish) settle(ctx context.Context, a *app) error {
+	w.options = []client.CreateOption{client.WithLimits(w.limits), client.WithBootPath(w.bootPath)}
+	if !w.reach.given() {
+		return nil
+	}
+	policy, err := w.reach.policy(ctx, a)
+	w.options = append(w.options, client.WithEgress(policy))
+	return err
 }
 
 // flags adds a flag for each part of the wish.
 func (w *wish) flags(a *app, cmd *cobra.Command) {
 	a.packFlag(cmd, &w.pack)
 	limitFlags(cmd, &w.limits)
+	w.reach.flags(cmd, "egress")
 	cmd.Flags().StringVar(&w.bootPath, "boot-path", "", "insist on this way to a microVM: cold-boot, restore or pool")
 }
 

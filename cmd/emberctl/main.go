@@ -136,6 +136,9 @@ func hintFor(err error, code int, command string) string {
 	if e, ok := errors.AsType[*client.Error](err); ok && e.Code == string(sandbox.CodeUnauthorized) {
 		return "put a key of emberctl key create into EMBERD_API_KEY, or use --addr unix://PATH for emberd's socket"
 	}
+	if e, ok := errors.AsType[*client.Error](err); ok && e.Code == string(sandbox.CodeNoEgress) {
+		return "emberctl create --allow HOST makes a sandbox that has a network interface; emberctl info says whether emberd can"
+	}
 	if code == exitUsage {
 		return command + " --help"
 	}

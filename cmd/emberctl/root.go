@@ -28,7 +28,8 @@ type app struct {
 const rootHelp = `emberctl runs code in microVMs through emberd, and sets up what emberd needs.
 
 A sandbox is a Firecracker microVM of its own, with a language pack for its
-root filesystem. It starts clean, has no network and is gone when deleted.`
+root filesystem. It starts clean, has no network but what it is allowed to reach,
+and is gone when deleted.`
 
 const rootExamples = `  # one program in a sandbox of its own
   emberctl run 'print(6*7)'
@@ -80,6 +81,7 @@ func newRoot(a *app) *cobra.Command {
 		newAttachCmd(a),
 		newPsCmd(a),
 		newKillCmd(a),
+		newEgressCmd(a),
 		newRmCmd(a),
 		newLsCmd(a),
 		newInspectCmd(a),

@@ -20,7 +20,8 @@ const programHelp = `
 The program's standard output and standard error are passed on byte for byte
 when it has ended; a warning follows when there was more than emberd keeps.
 Unless standard input is a terminal, it is read to its end and given to the
-program; code and input together may take 1 MiB.
+program; code and input together may take 1 MiB. What the program wanted to reach
+and may not is told behind its output, with the --allow that would let it.
 
 Exit status:
   the program's own, or 128+n when signal n ended it; and
@@ -37,14 +38,23 @@ func newRunCmd(a *app) *cobra.Command {
 		Short: "Run a program in a sandbox of its own",
 		Long: `Run creates a sandbox, runs CODE in it with the pack's interpreter and deletes
 the sandbox, whatever happens. With - the code is read from standard input.
+
+The sandbox has no network unless --allow or --egress says what it may reach.
+` + allowHelp + `
 ` + programHelp,
 		Example: `  emberctl run 'print(6*7)'
   emberctl run --pack shell 'uname -a; id'
   emberctl run --timeout 5s --file script.py
   emberctl run --memory 1024 --pids 64 --file script.py
+  emberctl run --allow api.example.org --file script.py
   emberctl run 'import sys; print(len(sys.stdin.read()))' < README.md
   emberctl run - < script.py`,
-		Args: func(_ *cobra.Command, args []string) error { return src.check(args) },
+		Args: func(_ *cobra.Command, args []string) error {
+			if want.reach.file == "-" {
+				return errors.New("standard input is the program's, so --egress takes a file")
+			}
+			return errors.Join(src.check(args), want.reach.check())
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			prog, err := src.program(cmd.Context(), a, args)
 			if err != nil {
@@ -124,6 +134,9 @@ func (a *app) start(ctx context.Context, id string, prog client.Program) error {
 // runOnce runs prog in a sandbox that it creates, and deletes that sandbox also
 // when it is interrupted.
 func (a *app) runOnce(ctx context.Context, want wish, prog client.Program) error {
+	if err := want.settle(ctx, a); err != nil {
+		return err
+	}
 	show, stop := a.progress()
 	defer stop()
 	id, err := a.create(ctx, show, want)
@@ -151,7 +164,7 @@ func (a *app) runOnce(ctx context.Context, want wish, prog client.Program) error
 func (a *app) create(ctx context.Context, show progress.Func, want wish) (string, error) {
 	show.Step("creating a sandbox")
 	defer context.AfterFunc(ctx, func() { show.Step("interrupted; undoing what was begun") })()
-	return a.client().Create(ctx, want.pack, client.WithLimits(want.limits), client.WithBootPath(want.bootPath))
+	return a.client().Create(ctx, want.pack, want.options...)
 }
 
 func (a *app) exec(ctx context.Context, show progress.Func, id string, prog client.Program) (client.Result, error) {
@@ -168,15 +181,20 @@ func (a *app) finish(id string, res client.Result) error {
 	if err := a.printResult(id, res); err != nil {
 		return err
 	}
-	if saysMore := res.StdoutTruncated || res.StderrTruncated || res.Err != "" || len(res.LimitsHit) > 0; saysMore && !a.json && !endsLine(res.Stderr) {
+	saysMore := res.StdoutTruncated || res.StderrTruncated || res.Err != "" || len(res.LimitsHit)+len(res.EgressDenied) > 0
+	if saysMore && !a.json && !endsLine(res.Stderr) {
 		say(a.stderr, "\n")
 	}
 	a.warnTruncated(res)
 	return a.end(res)
 }
 
-// end is how a program ended as an error, after a warning if it ran into a limit.
+// end is how a program ended as an error, after a word about what was refused to it
+// and a warning if it ran into a limit.
 func (a *app) end(res client.Result) error {
+	if !a.json {
+		a.tellDenied(res.EgressDenied)
+	}
 	if len(res.LimitsHit) > 0 {
 		say(a.stderr, "emberctl: warning: the program ran into a limit of the sandbox: %s\n", strings.Join(res.LimitsHit, ", "))
 	}
@@ -211,6 +229,8 @@ func (a *app) printResult(id string, res client.Result) error {
 		LimitsHit:  res.LimitsHit,
 		Error:      res.Err,
 		ExecID:     res.ExecID,
+
+		EgressDenied: res.EgressDenied,
 	}}
 	out.Stdout, out.StdoutBase64 = rest.EncodeOutput(res.Stdout)
 	out.Stderr, out.StderrBase64 = rest.EncodeOutput(res.Stderr)

@@ -21,12 +21,22 @@ func newCreateCmd(a *app) *cobra.Command {
 Interrupted before that, it leaves nothing behind.
 
 A sandbox is deleted when its lifetime is over or when no program has run in it
-for its idle timeout; emberctl ls shows when that will be.`,
+for its idle timeout; emberctl ls shows when that will be.
+
+It has no network unless --allow or --egress says what it may reach; emberctl egress
+changes that, and shows what was refused.
+` + allowHelp,
 		Example: `  id=$(emberctl create --pack shell --memory 512 --lifetime 10m)
   emberctl exec $id 'echo hello'
-  emberctl rm $id`,
-		Args: cobra.NoArgs,
+  emberctl rm $id
+  emberctl create --allow pypi.org --allow files.pythonhosted.org`,
+		Args: func(cmd *cobra.Command, args []string) error {
+			return errors.Join(cobra.NoArgs(cmd, args), want.reach.check())
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := want.settle(cmd.Context(), a); err != nil {
+				return err
+			}
 			show, stop := a.progress()
 			defer stop()
 			id, err := a.create(cmd.Context(), show, want)
@@ -122,10 +132,18 @@ func newInfoCmd(a *app) *cobra.Command {
 				{"guest", fmt.Sprintf("%d vCPU, %d MiB", info.GuestVCPUs, info.GuestRAMMiB)},
 				{"boot path", info.BootPath},
 				{"packs", strings.Join(info.Packs, ", ")},
+				{"egress", yesNo(info.Egress)},
 				{"data", info.WorkDir},
 			})
 		},
 	}
+}
+
+func yesNo(is bool) string {
+	if is {
+		return "yes"
+	}
+	return "no"
 }
 
 // age returns d to a precision that suits a person.

@@ -16,7 +16,7 @@ func TestInfo(t *testing.T) {
 	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(w).Encode(rest.Info{
 			GuestRAMMiB: 256, GuestVCPUs: 2, BootPath: "cold-boot", Packs: []string{"python", "shell"},
-			WorkDir: "/data", KVM: "emulated",
+			WorkDir: "/data", KVM: "emulated", Egress: true,
 			Versions: rest.Versions{Emberd: "1.2.3", Firecracker: "1.12.1", HostKernel: "6.1.0"},
 		})
 	}))
@@ -28,6 +28,7 @@ kvm          emulated
 guest        2 vCPU, 256 MiB
 boot path    cold-boot
 packs        python, shell
+egress       yes
 data         /data
 `
 	var stdout, stderr bytes.Buffer

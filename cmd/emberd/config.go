@@ -98,7 +98,7 @@ is wrong is reported, and the exit status is 1 then.`,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			err := p.settings.Load(args[0], func(string) string { return "" })
 			if err == nil {
-				err = p.cfg.Limits.Check()
+				err = errors.Join(p.cfg.Limits.Check(), p.cfg.Egress.Check())
 			}
 			if !asJSON {
 				if err == nil {

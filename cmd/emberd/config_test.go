@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"flag"
+	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -54,7 +56,7 @@ func TestSampleIsTheDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	keys := regexp.MustCompile(`(?m)^#([a-z-]+ = )`)
+	keys := regexp.MustCompile(`(?m)^#([a-z0-9-]+ = )`)
 	path := write(t, keys.ReplaceAllString(string(text), "$1"))
 	p := newProgram()
 	if err := p.settings.Load(path, func(string) string { return "" }); err != nil {
@@ -146,4 +148,34 @@ func write(t *testing.T, text string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// What may be reached is what was said, and what is none of it is refused.
+func TestEgressSettings(t *testing.T) {
+	p := newProgram()
+	p.file = write(t, "egress = false\negress-ranges = [\"10.1.2.3/16\", \"fd00::1\"]\negress-dns = [\"203.0.113.53\", \"[2001:db8::53]:5353\"]\negress-ipv6 = true\negress-total-mib = 7\n")
+	if err := p.load(); err != nil {
+		t.Fatal(err)
+	}
+	e := p.cfg.Egress
+	if got := fmt.Sprint(e.On, e.Ranges, e.DNS, e.IPv6, e.Limits.TotalMiB); got != "false [10.1.0.0/16 fd00::1/128] [203.0.113.53:53 [2001:db8::53]:5353] true 7" {
+		t.Errorf("got %s", got)
+	}
+	p = newProgram()
+	t.Setenv("EMBERD_EGRESS_RANGES", "10.1.0.0/16,10.2.0.0/16")
+	if err := p.load(); err != nil || len(p.cfg.Egress.Ranges) != 2 || !p.cfg.Egress.On {
+		t.Errorf("got %+v, %v", p.cfg.Egress, err)
+	}
+	for _, line := range []string{
+		`egress-ranges = ["10.1.0.0/33"]`, `egress-ranges = ["example.org"]`, `egress-ranges = ["::ffff:10.0.0.0/104"]`, `egress-ranges = [""]`,
+		`egress-dns = ["dns.example.org"]`, `egress-dns = ["203.0.113.53:0"]`, `egress-dns = ["0.0.0.0"]`, `egress-dns = "203.0.113.53"`,
+		`egress-rate-kib-s = 0`, `egress-rate-kib-s = -1`, `egress-total-mib = 99999999999`, `egress = "yes"`,
+	} {
+		cmd := newCmd()
+		cmd.SetOut(io.Discard)
+		cmd.SetArgs([]string{"config", "check", write(t, line+"\n")})
+		if cmd.ExecuteContext(t.Context()) == nil {
+			t.Errorf("%s is fine", line)
+		}
+	}
 }

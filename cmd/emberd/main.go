@@ -22,8 +22,8 @@ import (
 const help = `emberd serves microVMs for code that nobody has vetted.
 
 Each sandbox is a Firecracker microVM in a jail of its own: its own user id,
-root directory, namespaces and cgroup, and no network. emberd needs root, KVM
-and cgroup v2, and what "emberctl setup" installs.
+root directory, namespaces and cgroup, and no network but what it is allowed to
+reach. emberd needs root, KVM and cgroup v2, and what "emberctl setup" installs.
 
 The API is served on 127.0.0.1 and on a Unix socket that root may use. Once
 "emberctl key create" has made an API key, TCP asks for one; the socket does

@@ -20,6 +20,7 @@ func settings(cfg *daemon.Config, log *logging) *config.Table {
 	t.Derive("init", "the one beside emberd", `"/usr/lib/emberd/emberd-init"`)
 
 	limitSettings(t, cfg)
+	egressSettings(t, &cfg.Egress)
 
 	f = t.Section("How microVMs come to be")
 	poolFlag(f, &cfg.Pool)

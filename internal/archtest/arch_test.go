@@ -20,7 +20,7 @@ const module = "github.com/emberd/emberd/"
 var rank = map[string]int{
 	"internal/x": 0, "internal/version": 0, "internal/archtest": 0, "internal/testenv": 0,
 	"internal/sandbox": 1, "api": 1, "packs": 1, "kernel": 1,
-	"internal/vsock": 2, "internal/paths": 2, "internal/kernel": 2, "internal/debstrap": 2, "internal/telemetry": 2, "internal/config": 2, "client": 2,
+	"internal/vsock": 2, "internal/paths": 2, "internal/kernel": 2, "internal/debstrap": 2, "internal/telemetry": 2, "internal/audit": 2, "internal/config": 2, "client": 2,
 	"internal/apikey": 3, "internal/pack": 3, "internal/firecracker": 3, "internal/jail": 3, "internal/store": 3, "internal/agent": 3, "internal/egress": 3,
 	"internal/provision": 4, "internal/provision/template": 5, "internal/provision/pool": 6,
 	"internal/engine": 7,

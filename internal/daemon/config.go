@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/emberd/emberd/internal/egress"
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/jail"
@@ -54,6 +56,8 @@ type Config struct {
 	// are together.
 	Limits   sandbox.Policy
 	Capacity engine.Capacity
+	// Egress is what sandboxes can be allowed to reach.
+	Egress Egress
 	// Pool is how many microVMs of each pack are kept ready. Their memory is set
 	// aside from the capacity.
 	Pool map[string]pool.Bounds
@@ -79,7 +83,7 @@ type Config struct {
 	Manager *systemd.Manager
 	// Launcher starts VMMs; nil means the jail.
 	Launcher Launcher
-	// Networks gives microVMs network interfaces; nil means that none has one.
+	// Networks gives microVMs network interfaces; nil is those of this host.
 	Networks provision.Networks
 	Faults   *fault.Set
 }
@@ -88,6 +92,31 @@ type Config struct {
 type Launcher interface {
 	firecracker.Launcher
 	firecracker.Adopter
+}
+
+// Egress is what the sandboxes of a daemon can be allowed to reach.
+type Egress struct {
+	// On says that a sandbox can have a network interface.
+	On bool
+	// Ranges are addresses that a policy may allow though they are not public.
+	Ranges egress.Ranges
+	// DNS are the resolvers that are asked; none are those of the host.
+	DNS []netip.AddrPort
+	// IPv6 says that IPv6 addresses may be reached.
+	IPv6 bool
+	// Limits has the rate and the total of a policy that asks for none, which are
+	// the most that one may ask for. It allows nothing.
+	Limits sandbox.Egress
+}
+
+// Check returns an error if no sandbox could have e.
+func (e Egress) Check() error {
+	for name, value := range map[string]int{"egress-rate-kib-s": e.Limits.RateKiBps, "egress-total-mib": e.Limits.TotalMiB} {
+		if value == 0 {
+			return fmt.Errorf("%s is 0; nothing is unlimited", name)
+		}
+	}
+	return egress.CheckLimits(e.Limits)
 }
 
 // OnExit is what becomes of the sandboxes when a daemon is asked to end.
@@ -127,6 +156,7 @@ func NewConfig() Config {
 		Init:          besideExecutable("emberd-init"),
 		Limits:        sandbox.DefaultPolicy(),
 		Capacity:      defaultCapacity(),
+		Egress:        Egress{On: true, Limits: sandbox.Egress{RateKiBps: defaultRateKiBps, TotalMiB: defaultTotalMiB}},
 		Users:         jail.DefaultUsers,
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
@@ -136,6 +166,13 @@ func NewConfig() Config {
 		Log:           slog.New(slog.DiscardHandler),
 	}
 }
+
+// What goes through the interface of a sandbox at most if the daemon was told
+// nothing: a gigabit a second, and more than an hour's work needs.
+const (
+	defaultRateKiBps = 128 << 10
+	defaultTotalMiB  = 64 << 10
+)
 
 // What a daemon that was told nothing promises its sandboxes together: all of
 // the host's memory but what the host itself needs, and each of its CPUs many

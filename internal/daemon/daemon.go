@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/api/rest"
+	"github.com/emberd/emberd/internal/audit"
 	"github.com/emberd/emberd/internal/doctor"
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker"
@@ -72,7 +73,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		}
 	}()
 
-	if err := cfg.Limits.Check(); err != nil {
+	if err := errors.Join(cfg.Limits.Check(), cfg.Egress.Check()); err != nil {
 		return nil, err
 	}
 	if err := d.openTraces(); err != nil {
@@ -110,11 +111,19 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
 		return nil, fmt.Errorf("guest initramfs: %w", err)
 	}
+	policies, networks, err := d.openNetworks()
+	if err != nil {
+		return nil, err
+	}
 	adopter := provision.Adopter{
 		Host: provision.Host{Records: records, Log: cfg.Log, Faults: cfg.Faults}, VMMs: launcher,
-		Networks: cfg.Networks, Before: launcher.Left(),
+		Networks: networks, Before: launcher.Left(),
 	}
-	source, err := d.openTemplates(ctx, launcher, packs, records, info.Versions.Firecracker)
+	source, err := d.openTemplates(ctx, launcher, packs, records, networks, info.Versions.Firecracker)
+	if err != nil {
+		return nil, err
+	}
+	audited, err := d.openAudit()
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +131,8 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	d.openPool(source, kept, foreground)
 	d.engine, err = engine.New(engine.Config{
 		Packs: packs, Provisioner: d.pool, Store: records, Limits: cfg.Limits, Capacity: capacity,
-		Foreground: foreground, Adopter: adopter, Spares: d.pool, Events: d.telemetry, Log: cfg.Log, Faults: cfg.Faults,
+		Foreground: foreground, Adopter: adopter, Spares: d.pool, Events: d.telemetry, Egress: policies, Audit: audited,
+		Log: cfg.Log, Faults: cfg.Faults,
 	})
 	if err != nil {
 		return nil, err
@@ -137,6 +147,15 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	return d, nil
 }
 
+// openAudit opens the file of what sandboxes may reach, and were refused to.
+func (d *Daemon) openAudit() (*audit.Log, error) {
+	l, err := audit.Open(d.cfg.DataDir.Audit())
+	if err == nil {
+		d.release.Add("audit", func(context.Context) error { return l.Close() })
+	}
+	return l, err
+}
+
 // newAPI returns the API of the daemon, which says info of itself.
 func (d *Daemon) newAPI(info rest.Info, packs *pack.Registry) *httpapi.API {
 	var templates httpapi.Templates // nil, not a nil of another type
@@ -147,7 +166,7 @@ func (d *Daemon) newAPI(info rest.Info, packs *pack.Registry) *httpapi.API {
 		Engine: d.engine, Templates: templates, Telemetry: d.telemetry, Tracer: d.tracer, Stats: d.stats, Log: d.log,
 		Info: func() rest.Info {
 			now := info
-			now.Pool = describePool(d.pool)
+			now.Pool, now.Egress = describePool(d.pool), d.engine.HasEgress()
 			return now
 		},
 		Limits: d.cfg.Limits,

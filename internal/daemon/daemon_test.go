@@ -105,6 +105,9 @@ func TestDaemonRefusesToStart(t *testing.T) {
 		{"no packs", func(t *testing.T, cfg *Config) {
 			remove(t, cfg.DataDir.Packs())
 		}, []string{"no language pack", "emberctl setup"}},
+		{"egress without a limit", func(_ *testing.T, cfg *Config) {
+			cfg.Egress.Limits.TotalMiB = 0
+		}, []string{"egress-total-mib is 0"}},
 		{"no init", func(_ *testing.T, cfg *Config) {
 			cfg.Init = "/nonexistent/emberd-init"
 		}, []string{"/nonexistent/emberd-init"}},

@@ -37,6 +37,7 @@ func host(cpuinfo, cmdline string, kvmDevice bool) fstest.MapFS {
 	}
 	if kvmDevice {
 		h["dev/kvm"] = &fstest.MapFile{Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666}
+		h["dev/net/tun"] = h["dev/kvm"]
 	}
 	return h
 }
@@ -202,7 +203,8 @@ func TestRun(t *testing.T) {
 		{"KSM", "ksm", []func(*Env){file("sys/kernel/mm/ksm/run", "1\n")}, Warn, "merges equal pages"},
 		{"clock", "clock", nil, OK, "kept right"},
 		{"no clock", "clock", []func(*Env){func(e *Env) { e.ClockSynced = func() (bool, error) { return false, nil } }}, Warn, "nothing keeps"},
-		{"network", "network", nil, OK, "no /dev/net/tun and /bin/nft"},
+		{"network", "network", nil, OK, "/dev/net/tun is there"},
+		{"no TUN", "network", []func(*Env){func(e *Env) { delete(e.Host.(fstest.MapFS), "dev/net/tun") }}, Warn, "no sandbox can have egress"},
 		{"nothing left", "leftovers", nil, OK, "none left"},
 		{"a daemon runs", "leftovers", []func(*Env){file("run/emberd/emberd.lock", "42\n"), file("proc/42/comm", "emberd\n"), file("run/emberd/sandboxes/sb_1.json", "{}")}, OK, "pid 42) with 1 sandboxes"},
 		{"a daemon died", "leftovers", []func(*Env){file("run/emberd/emberd.lock", "42\n"), file("run/emberd/sandboxes/sb_1.json", "{}")}, Warn, "1 records of sandboxes and 0 jails"},

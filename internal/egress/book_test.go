@@ -15,7 +15,7 @@ func TestBook(t *testing.T) {
 	b := newBook()
 	now := time.Unix(1000, 0)
 	b.now = func() time.Time { now = now.Add(time.Second); return now }
-	rule := host("a.example.org", 443)
+	rule := forName("a.example.org", 443)
 	name := sandbox.EgressDenial{Host: "a.example.org", Protocol: sandbox.DNS, Reason: sandbox.DeniedNoRule}
 	addr := sandbox.EgressDenial{Addr: netip.MustParseAddr("203.0.113.5"), Port: 22, Protocol: sandbox.TCP, Reason: sandbox.DeniedNoRule}
 	b.deny(name)

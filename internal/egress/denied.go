@@ -40,7 +40,7 @@ func (k *kernel) denied() ([]sandbox.EgressDenial, error) {
 				return nil, fmt.Errorf("list %s: %w", set.Name, err)
 			}
 			for _, e := range elements {
-				addr, proto, port, ok := parseKey(e.Key)
+				addr, proto, port, ok := target(e.Key)
 				if !ok || e.Counter == nil {
 					continue
 				}

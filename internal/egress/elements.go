@@ -129,8 +129,8 @@ func key(addr netip.Addr, proto sandbox.Protocol, ports ...uint16) []byte {
 	return b
 }
 
-// parseKey returns what a key with a port stands for.
-func parseKey(key []byte) (addr netip.Addr, proto sandbox.Protocol, port uint16, ok bool) {
+// target is what a key with a port stands for.
+func target(key []byte) (addr netip.Addr, proto sandbox.Protocol, port uint16, ok bool) {
 	size := len(key) - 8
 	if addr, ok = netip.AddrFromSlice(key[:max(size, 0)]); !ok {
 		return addr, "", 0, false

@@ -112,7 +112,9 @@ func (w *web) relay(f *flow, g *guestConn) {
 	var http1 http.Protocols
 	http1.SetHTTP1(true)
 	c.transport = &http.Transport{
-		DialContext:            func(context.Context, string, string) (net.Conn, error) { return w.relayed.connect(f, "tcp") }, //nolint:contextcheck // the connection outlives the request
+		DialContext: func(context.Context, string, string) (net.Conn, error) {
+			return w.connect(f) //nolint:contextcheck // the connection outlives the request
+		},
 		DisableCompression:     true,
 		Protocols:              &http1,
 		MaxConnsPerHost:        1,
@@ -125,6 +127,26 @@ func (w *web) relay(f *flow, g *guestConn) {
 	case <-f.ctx.Done():
 	}
 	c.transport.CloseIdleConnections()
+}
+
+// connect connects to where a guest's connection goes.
+func (w *web) connect(f *flow) (net.Conn, error) {
+	conn, err := w.relayed.connect(f, "tcp")
+	if err != nil {
+		return nil, err
+	}
+	return &webUp{conn, context.AfterFunc(f.ctx, func() { reset(conn) })}, nil
+}
+
+// webUp is a connection that may end before its flow, which has many.
+type webUp struct {
+	net.Conn
+	stop func() bool
+}
+
+func (c *webUp) Close() error {
+	c.stop()
+	return c.Conn.Close()
 }
 
 // state notes what becomes of a connection.

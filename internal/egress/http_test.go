@@ -110,7 +110,7 @@ func TestHTTP(t *testing.T) {
 		{name: "nothing"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, host("api.example.org"), host("*.example.com", 80), host("tls.example.org", 443))
+			w := newWorld(t, forName("api.example.org"), forName("*.example.com", 80), forName("tls.example.org", 443))
 			w.resolves(zone{
 				"api.example.org.": {"203.0.113.5"}, "www.example.com.": {"203.0.113.5"}, "tls.example.org.": {"203.0.113.5"},
 				"far.example.com.": {"203.0.113.6"}, "evil.net.": {"203.0.113.5"}, "example.com.": {"203.0.113.5"},
@@ -149,10 +149,42 @@ func TestHTTP(t *testing.T) {
 	}
 }
 
+// A connection serves a name for as long as it is open, also when the name is at
+// another address by then; a new one does not.
+func TestHTTPMoved(t *testing.T) {
+	const to, request = "203.0.113.5:80", "GET / HTTP/1.1\r\nHost: api.example.org\r\n\r\n"
+	w := newWorld(t, forName("api.example.org"))
+	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
+	w.web(to)
+	c := w.connectTo(to)
+	r := bufio.NewReader(c)
+	answer := func(c io.Writer, r *bufio.Reader, want int) {
+		t.Helper()
+		_, _ = io.WriteString(c, request)
+		res, err := http.ReadResponse(r, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, res.Body)
+		if res.StatusCode != want {
+			t.Errorf("the answer is %d, want %d", res.StatusCode, want)
+		}
+	}
+	answer(c, r, 200)
+	w.resolves(zone{"api.example.org.": {"203.0.113.6"}})
+	w.user.resolver.remember("api.example.org", netip.MustParseAddr("203.0.113.5"), time.Now())
+	answer(c, r, 200)
+	later := w.connectTo(to)
+	answer(later, bufio.NewReader(later), 403)
+	if got := len(w.connected()); got != 1 {
+		t.Errorf("the relay connected %d times, want once", got)
+	}
+}
+
 // What is relayed is what was sent: nothing is added, in either direction.
 func TestHTTPUnchanged(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, forName("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nX-A: b\r\n\r\n<a"
 	heads := make(chan string, 1)
@@ -178,7 +210,7 @@ func TestHTTPUnchanged(t *testing.T) {
 // An answer is passed on as it comes, before it has ended.
 func TestHTTPStreams(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, forName("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	more := make(chan struct{})
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
@@ -208,7 +240,7 @@ func TestHTTPStreams(t *testing.T) {
 
 func TestHTTPWebsocket(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, forName("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	ended := make(chan struct{})
 	w.server(to, func(c *net.TCPConn) {
@@ -217,7 +249,7 @@ func TestHTTPWebsocket(t *testing.T) {
 			return
 		}
 		_, _ = io.WriteString(c, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
-		echo(c)
+		echoTCP(c)
 	})
 	c := w.connectTo(to)
 	_, _ = io.WriteString(c, "GET /chat HTTP/1.1\r\nHost: api.example.org\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n")
@@ -232,14 +264,14 @@ func TestHTTPWebsocket(t *testing.T) {
 		t.Fatalf("read %q, error %v", frame, err)
 	}
 	// It is cut like any other connection.
-	w.set(host("other.example.org"))
+	w.set(forName("other.example.org"))
 	wantReset(t, r)
 	<-ended
 	eventually(t, "the end of the flow", func() bool { return w.flows() == 0 })
 }
 
 func TestHTTPNoServer(t *testing.T) {
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, forName("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	w.resolve("api.example.org", dns.TypeA)
 	c := w.connectTo("203.0.113.5:80")
@@ -251,7 +283,7 @@ func TestHTTPNoServer(t *testing.T) {
 // What a server sends is bounded too.
 func TestHTTPLargeAnswerHead(t *testing.T) {
 	const to = "203.0.113.5:80"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, forName("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 	w.server(to, func(c *net.TCPConn) {
 		_, _ = c.Read(make([]byte, 4096))
@@ -280,7 +312,7 @@ func FuzzHTTP(f *testing.F) {
 	}
 	const to = "203.0.113.5:80"
 	f.Fuzz(func(t *testing.T, b []byte) {
-		w := newWorld(t, host("api.example.org"))
+		w := newWorld(t, forName("api.example.org"))
 		w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
 		server := w.web(to)
 		c := w.connectTo(to)

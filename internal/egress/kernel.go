@@ -76,7 +76,7 @@ func attachKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ 
 			err = errors.Join(err, undo.Unwind(ctx))
 		}
 	}()
-	k, err := enterKernel(cfg, vmm)
+	k, err := enterKernel(cfg, vmm, false)
 	if err != nil {
 		return nil, s, err
 	}
@@ -110,7 +110,7 @@ func attachKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ 
 // adoptKernel takes over what an earlier daemon made, and has it be as this one
 // would make it. On error the rules stay as they are, and nothing passes.
 func adoptKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ *kernel, s sockets, err error) {
-	k, err := enterKernel(cfg, vmm)
+	k, err := enterKernel(cfg, vmm, true)
 	if err != nil {
 		return nil, s, err
 	}
@@ -140,13 +140,15 @@ func adoptKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ *
 	return k, s, nil
 }
 
-func enterKernel(cfg kernelConfig, vmm VMM) (*kernel, error) {
-	if err := cfg.faults.Hit(FaultNamespace); err != nil {
-		return nil, err
-	}
+// enterKernel opens the namespace of a VMM that has the interface, or has none.
+func enterKernel(cfg kernelConfig, vmm VMM, tap bool) (*kernel, error) {
 	ns, err := openNamespace(vmm.PID)
 	if err != nil {
 		return nil, err
+	}
+	err = errors.Join(ns.do(func() error { return holds(tap) }), cfg.faults.Hit(FaultNamespace))
+	if err != nil {
+		return nil, errors.Join(err, ns.close())
 	}
 	guest := GuestOf(vmm.ID)
 	return &kernel{ns: ns, guest: guest, ipv6: cfg.ipv6, rules: newRuleset(guest, cfg.ipv6), hosts: map[string]map[string]bool{}, counts: map[string]tally{}}, nil
@@ -188,8 +190,8 @@ func (k *kernel) batch(fill func(*nftables.Conn) error) error {
 	return conn.Flush()
 }
 
-// lacking says what a host may lack whose kernel does not know what is asked of it.
-func lacking(err error) error {
+// explain says what a host may lack whose kernel does not know what is asked of it.
+func explain(err error) error {
 	for _, unknown := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, unknown) {
 			return fmt.Errorf("this host's kernel lacks a part of nftables that network interfaces of sandboxes need (sudo modprobe -a %s): %w", strings.Join(Modules[1:], " "), err)
@@ -237,7 +239,7 @@ func (k *kernel) install(p *policy, old *carried) error {
 		return k.addRanges(conn, p)
 	})
 	if err != nil {
-		return fmt.Errorf("install rules: %w", lacking(err))
+		return fmt.Errorf("install rules: %w", explain(err))
 	}
 	k.ranges = p.ranges
 	return nil
@@ -326,7 +328,7 @@ func plain(elements []nftables.SetElement) []nftables.SetElement {
 
 // opened tells whether what was resolved is open under p.
 func opened(p *policy, e nftables.SetElement) bool {
-	addr, proto, port, ok := parseKey(e.Key)
+	addr, proto, port, ok := target(e.Key)
 	if !ok || p.ranges.forbids(addr) {
 		return false
 	}

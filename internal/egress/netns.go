@@ -38,20 +38,41 @@ func openNamespace(pid int) (*namespace, error) {
 // reads and writes, are those of the namespace. f must not start goroutines that
 // do such things.
 //
-// A thread of its own is spent on it: it is never unlocked, so it ends with the
-// goroutine, and no other one can find itself in a namespace that it did not ask
-// for.
+// The thread is brought back. One that cannot be is not used again: it stays
+// locked to a goroutine that ends, so no other one can find itself in a namespace
+// that it did not ask for. That alone would not do, as the first thread of a
+// process does not end with its goroutine: it would hold the namespace for ever.
 func (n *namespace) do(f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- fmt.Errorf("enter network namespace: %w", err)
-			return
+		err := n.enter(f)
+		if !errors.Is(err, errAstray) {
+			runtime.UnlockOSThread()
 		}
-		done <- f()
+		done <- err
 	}()
 	return <-done
+}
+
+// errAstray is that a thread did not come back.
+var errAstray = errors.New("leave network namespace")
+
+// enter is do on a thread that is locked.
+func (n *namespace) enter(f func() error) error {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return fmt.Errorf("own network namespace: %w", err)
+	}
+	defer func() { _ = home.Close() }()
+	if err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET); err != nil {
+		return fmt.Errorf("enter network namespace: %w", err)
+	}
+	err = f()
+	if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+		err = errors.Join(err, fmt.Errorf("%w: %w", errAstray, back))
+	}
+	return err
 }
 
 func (n *namespace) close() error { return n.file.Close() }

@@ -50,9 +50,26 @@ func New(cfg Config) (*Host, error) {
 	return &Host{cfg}, nil
 }
 
+// MaxRangePorts bounds the ports of all rules for ranges together: the time that
+// the kernel takes to change them grows with the square of it.
+const MaxRangePorts = 4096
+
 // Resolve is [Ranges.Resolve] with this host's ranges and defaults.
 func (h *Host) Resolve(asked sandbox.Egress) (sandbox.Egress, error) {
-	return h.cfg.Ranges.Resolve(asked, h.cfg.Defaults)
+	e, err := h.cfg.Ranges.Resolve(asked, h.cfg.Defaults)
+	if err != nil {
+		return sandbox.Egress{}, err
+	}
+	ports := 0
+	for _, rule := range e.Allow {
+		if rule.CIDR.IsValid() {
+			ports += max(1, len(rule.Ports))
+		}
+	}
+	if ports > MaxRangePorts {
+		return sandbox.Egress{}, sandbox.Invalid("egress: its rules for ranges have %d ports; they can have %d in all", ports, MaxRangePorts)
+	}
+	return e, nil
 }
 
 // resolvConf is what the host's own programs find the servers in.
@@ -174,11 +191,7 @@ func (n *Network) Denials() []sandbox.EgressDenial {
 		n.log.Error("what the kernel refused is not known", "vm", n.id, "err", err)
 		return all
 	}
-	for _, d := range refused {
-		d.Host = n.user.hostAt(d.Addr)
-		all = append(all, d)
-	}
-	return all
+	return append(all, refused...)
 }
 
 // Stats is what went through an interface, and what did not.

@@ -1,13 +1,16 @@
 package egress
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/idna"
 
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/printable"
 )
 
 // Limits of a policy.
@@ -18,7 +21,8 @@ const (
 	MaxRateKiBps = 4 << 20
 	MaxTotalMiB  = 64 << 20
 
-	maxName = 253 // RFC 1035, without the dot at the end
+	maxName   = 253 // RFC 1035, without the dot at the end
+	maxQuoted = 80  // bytes of a client's words in an error
 )
 
 // hostPorts are the ports of a rule for a host that names none: those whose
@@ -30,8 +34,11 @@ var hostPorts = []uint16{80, 443}
 var forbidden = parseAll(
 	"0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
 	"192.0.0.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4",
-	// Of IPv6 only 2000::/3 is public, and of that not what holds an IPv4 address.
-	"::/3", "4000::/2", "8000::/1", "2001::/32", "2002::/16",
+	// Azure's host answers its machines there: their credentials are to be had.
+	"168.63.129.16/32",
+	// Of IPv6 only 2000::/3 is public, and of that neither what is set aside for
+	// protocols nor what holds an IPv4 address.
+	"::/3", "4000::/2", "8000::/1", "2001::/23", "2002::/16",
 )
 
 func parseAll(texts ...string) []netip.Prefix {
@@ -46,10 +53,33 @@ func parseAll(texts ...string) []netip.Prefix {
 // public.
 type Ranges []netip.Prefix
 
-// forbids tells whether a sandbox may never reach addr.
+// ParseRange returns the range of addresses that text names: one such as
+// 203.0.113.0/24, without bits behind its length, or that of a single address.
+// IPv4 is written as IPv4.
+func ParseRange(text string) (netip.Prefix, error) {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		addr, addrErr := netip.ParseAddr(text)
+		if addrErr != nil || addr.Zone() != "" {
+			return netip.Prefix{}, fmt.Errorf("%s is no range of addresses; one is like \"203.0.113.0/24\"", quote(text))
+		}
+		p = netip.PrefixFrom(addr, addr.BitLen())
+	}
+	if p.Addr().Is4In6() {
+		return netip.Prefix{}, fmt.Errorf("%s is IPv4 written as IPv6; write it as IPv4", quote(text))
+	}
+	return p.Masked(), nil
+}
+
+// forbids tells whether a sandbox may never reach addr. An IPv4 address in the
+// clothes of IPv6 is no address that anything is sent to, and a socket would take
+// it for the other one.
 func (r Ranges) forbids(addr netip.Addr) bool {
+	if !addr.IsValid() || addr.Zone() != "" || addr.Is4In6() {
+		return true
+	}
 	contains := func(p netip.Prefix) bool { return p.Contains(addr) }
-	return addr.Zone() != "" || slices.ContainsFunc(forbidden, contains) && !slices.ContainsFunc(r, contains)
+	return slices.ContainsFunc(forbidden, contains) && !slices.ContainsFunc(r, contains)
 }
 
 // overlap returns a range of forbidden addresses that p asks for.
@@ -62,17 +92,44 @@ func (r Ranges) overlap(p netip.Prefix) (netip.Prefix, bool) {
 		if p.Bits() > f.Bits() {
 			common = p
 		}
-		if !slices.ContainsFunc(r, func(ok netip.Prefix) bool { return ok.Bits() <= common.Bits() && ok.Contains(common.Addr()) }) {
+		if !r.cover(common) {
 			return f, true
 		}
 	}
 	return netip.Prefix{}, false
 }
 
+// cover tells whether every address of p is in some range.
+func (r Ranges) cover(p netip.Prefix) bool {
+	inside := false
+	for _, ok := range r {
+		if ok.Bits() <= p.Bits() && ok.Contains(p.Addr()) {
+			return true
+		}
+		inside = inside || ok.Overlaps(p)
+	}
+	if !inside {
+		return false
+	}
+	lower, upper := halves(p)
+	return r.cover(lower) && r.cover(upper)
+}
+
+// halves returns the two halves of a range of more than one address.
+func halves(p netip.Prefix) (lower, upper netip.Prefix) {
+	bits := p.Bits() + 1
+	raw := p.Addr().AsSlice()
+	raw[p.Bits()/8] |= 0x80 >> (p.Bits() % 8)
+	middle, _ := netip.AddrFromSlice(raw)
+	return netip.PrefixFrom(p.Addr(), bits), netip.PrefixFrom(middle, bits)
+}
+
 // Resolve returns the policy that asked means, in the one form in which it is
 // kept, compared and enforced: names in lower case and ASCII without a dot at the
-// end, ranges without host bits, ports in order, and nothing left to a default. An
-// error is a [sandbox.Error] that names the rule by its place.
+// end, ranges without host bits, ports in order, and nothing left to a default.
+// The limits in defaults are those of a policy that asks for none, and the most
+// that one can ask for. An error is a [sandbox.Error] that names the rule by its
+// place.
 func (r Ranges) Resolve(asked, defaults sandbox.Egress) (sandbox.Egress, error) {
 	if len(asked.Allow) > MaxRules {
 		return sandbox.Egress{}, sandbox.Invalid("egress has %d rules; it can have %d at most", len(asked.Allow), MaxRules)
@@ -96,6 +153,9 @@ func (r Ranges) Resolve(asked, defaults sandbox.Egress) (sandbox.Egress, error) 
 }
 
 func limit(name string, asked, def, most int) (int, error) {
+	if def > 0 {
+		most = min(most, def)
+	}
 	switch {
 	case asked == 0:
 		return def, nil
@@ -103,6 +163,12 @@ func limit(name string, asked, def, most int) (int, error) {
 		return 0, sandbox.Invalid("egress: %s is %d; it can be 1 to %d", name, asked, most)
 	}
 	return asked, nil
+}
+
+// CheckLimits returns an error if a policy cannot have the limits of e.
+func CheckLimits(e sandbox.Egress) error {
+	_, err := Ranges(nil).Resolve(e, sandbox.Egress{})
+	return err
 }
 
 // rule returns a rule in its one form, or why there is none.
@@ -115,6 +181,8 @@ func (r Ranges) rule(asked sandbox.EgressRule) (rule sandbox.EgressRule, why str
 		if rule.Host, why = canonicalHost(asked.Host); why != "" {
 			return rule, why
 		}
+	case asked.CIDR.Addr().Is4In6():
+		return rule, quote(asked.CIDR.String()) + " is IPv4 written as IPv6; write it as IPv4"
 	case asked.CIDR.IsValid():
 		rule.CIDR = asked.CIDR.Masked()
 		if f, is := r.overlap(rule.CIDR); is {
@@ -130,19 +198,25 @@ func (r Ranges) rule(asked sandbox.EgressRule) (rule sandbox.EgressRule, why str
 	default:
 		return rule, "protocol is " + quote(string(rule.Protocol)) + `; it can be "tcp" or "udp"`
 	}
-	if len(asked.Ports) > MaxPorts {
-		return rule, "it has too many ports; 32 at most"
-	}
-	rule.Ports = slices.Clone(asked.Ports)
-	slices.Sort(rule.Ports)
-	rule.Ports = slices.Compact(rule.Ports)
-	switch {
-	case len(rule.Ports) > 0 && rule.Ports[0] == 0:
-		return rule, "port 0; ports go from 1 to 65535"
-	case len(rule.Ports) == 0 && rule.Host != "":
+	if rule.Ports, why = canonicalPorts(asked.Ports); rule.Ports == nil && rule.Host != "" {
 		rule.Ports = slices.Clone(hostPorts)
 	}
-	return rule, ""
+	return rule, why
+}
+
+// canonicalPorts returns ports in order and each once, nil if there are none.
+func canonicalPorts(asked []uint16) (ports []uint16, why string) {
+	switch {
+	case len(asked) == 0:
+		return nil, ""
+	case len(asked) > MaxPorts:
+		return nil, fmt.Sprintf("it has %d ports; it can have %d at most", len(asked), MaxPorts)
+	}
+	ports = slices.Sorted(slices.Values(asked))
+	if ports[0] == 0 {
+		return nil, "port 0; ports go from 1 to 65535"
+	}
+	return slices.Compact(ports), ""
 }
 
 func equal(a, b sandbox.EgressRule) bool {
@@ -156,7 +230,10 @@ const wildcard = "*."
 func canonicalHost(host string) (_, why string) {
 	rest, wild := strings.CutPrefix(host, wildcard)
 	name, why := canonicalName(rest)
-	if why != "" {
+	switch {
+	case why != "" && wild && rest == "":
+		return "", quote(host) + notName
+	case why != "":
 		return "", why
 	}
 	if name == "localhost" || strings.HasSuffix(name, ".localhost") {
@@ -174,15 +251,25 @@ func canonicalName(name string) (_, why string) {
 	if len(name) > 4*maxName {
 		return "", "host is too long; 253 characters at most"
 	}
-	ascii, err := toASCII.ToASCII(strings.TrimSuffix(name, "."))
-	if err != nil || ascii == "" || len(ascii) > maxName || strings.HasSuffix(ascii, ".") {
-		return "", quote(name) + ` is no host name; one is like "api.example.org" or "*.example.org"`
+	if _, err := netip.ParseAddr(strings.Trim(name, "[]")); err == nil {
+		return "", quote(name) + notCIDR
 	}
-	if _, err := netip.ParseAddr(ascii); err == nil || numeric(ascii) {
-		return "", quote(name) + " is an address; use cidr"
+	ascii, err := toASCII.ToASCII(strings.TrimSuffix(name, "."))
+	// What is no UTF-8 has a form in ASCII all the same, which is another name's.
+	if err != nil || !utf8.ValidString(name) || ascii == "" || len(ascii) > maxName || strings.HasSuffix(ascii, ".") {
+		return "", quote(name) + notName
+	}
+	if numeric(ascii) {
+		return "", quote(name) + notCIDR
 	}
 	return ascii, ""
 }
+
+// What a name is not.
+const (
+	notName = ` is no host name; one is like "api.example.org" or "*.example.org"`
+	notCIDR = " is an address; use cidr"
+)
 
 // toASCII is strict, so that what is compared is what every resolver takes.
 var toASCII = idna.New(idna.MapForLookup(), idna.BidiRule(), idna.StrictDomainName(true), idna.VerifyDNSLength(true), idna.Transitional(false))
@@ -194,11 +281,13 @@ func numeric(name string) bool {
 	return strings.Trim(last, "0123456789") == "" || strings.HasPrefix(last, "0x") && strings.Trim(last[2:], "0123456789abcdef") == ""
 }
 
+// quote is s as an error has it.
 func quote(s string) string {
-	if len(s) > 80 {
-		s = s[:80] + "…"
+	text := printable.Head(s, maxQuoted)
+	if len(s) > maxQuoted {
+		text += "…"
 	}
-	return `"` + strings.ToValidUTF8(s, "\uFFFD") + `"`
+	return `"` + text + `"`
 }
 
 // policy is a policy as it is asked about, in the form of [Ranges.Resolve].

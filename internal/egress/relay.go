@@ -152,6 +152,14 @@ func (r *relay) admit(f *flow, name string) bool {
 	return true
 }
 
+// proved tells whether the flow was admitted for that name before, when it was at
+// that address. It may be elsewhere by now, and the flow goes on.
+func (r *relay) proved(f *flow, name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return f.admitted && f.name == name
+}
+
 // now returns the policy of this moment.
 func (r *relay) now() *policy {
 	r.mu.Lock()
@@ -193,7 +201,7 @@ func (r *relay) admitName(f *flow, raw string) (why string) {
 		r.deny(f, raw, sandbox.DeniedName)
 		return quote(raw) + " is no host name"
 	case !r.now().allowsName(name, f.proto, f.to.Port()):
-	case !r.names.isAt(f.ctx, name, f.to.Addr()):
+	case !r.proved(f, name) && !r.names.isAt(f.ctx, name, f.to.Addr()):
 		// The rule that is missing is not one for this name, of which there is one.
 		r.book.deny(sandbox.EgressDenial{
 			Host: name, Addr: f.to.Addr(), Port: f.to.Port(), Protocol: f.proto,
@@ -223,16 +231,11 @@ func (r *relay) deny(f *flow, host string, reason sandbox.EgressReason) {
 	r.book.deny(d)
 }
 
-// connect connects to a flow's destination. The connection ends with the flow.
+// connect connects to a flow's destination. The caller has it end with the flow.
 func (r *relay) connect(f *flow, network string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(f.ctx, dialTimeout)
 	defer cancel()
-	conn, err := r.dial(ctx, network, f.to)
-	if err != nil {
-		return nil, err
-	}
-	context.AfterFunc(f.ctx, func() { reset(conn) })
-	return conn, nil
+	return r.dial(ctx, network, f.to)
 }
 
 // reset closes a connection such that its peer learns that it was broken off.

@@ -257,7 +257,7 @@ func (r *ruleset) refusals(name, set string) {
 		c.add(is(f.nfproto), l4proto(f.ping.proto), load(expr.PayloadBaseTransportHeader, 0, 1, 1), neq(1, []byte{f.ping.echo}), drop())
 	}
 	const syn, ack = 0x02, 0x10
-	c.add(l4proto(unix.IPPROTO_TCP), load(expr.PayloadBaseTransportHeader, 13, 1, 1), mask(syn|ack), neq(1, []byte{syn}), rejectReset())
+	c.add(l4proto(unix.IPPROTO_TCP), load(expr.PayloadBaseTransportHeader, 13, 1, 1), mask(syn|ack), neq(1, []byte{syn}), tcpReset())
 	c.add(object(nftables.ObjTypeCounter, refusedCounter))
 	for _, f := range r.families {
 		to := func(ports ...[]expr.Any) {
@@ -270,7 +270,7 @@ func (r *ruleset) refusals(name, set string) {
 		}
 		to(neq(f.proto, []byte{unix.IPPROTO_TCP}), neq(f.proto, []byte{unix.IPPROTO_UDP}), value(f.port, port(0)))
 	}
-	c.add(l4proto(unix.IPPROTO_TCP), rejectReset())
+	c.add(l4proto(unix.IPPROTO_TCP), tcpReset())
 	c.add([]expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 	c.add(drop())
 }
@@ -345,7 +345,7 @@ func (r *ruleset) update(set string) []expr.Any {
 	return []expr.Any{&expr.Dynset{SrcRegKey: 1, SetName: set, SetID: r.set(set).ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Exprs: []expr.Any{&expr.Counter{}}}}
 }
 
-func rejectReset() []expr.Any { return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}} }
+func tcpReset() []expr.Any { return []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}} }
 
 func verdict(kind expr.VerdictKind, chain string) []expr.Any {
 	return []expr.Any{&expr.Verdict{Kind: kind, Chain: chain}}

@@ -87,18 +87,18 @@ func elementsText(p *policy, ipv6 bool) string {
 }
 
 func TestElementsAreThoseThatWereRead(t *testing.T) {
-	p := policyWith(t, sandbox.Egress{Allow: []sandbox.EgressRule{
+	p := policyFor(t, sandbox.Egress{Allow: []sandbox.EgressRule{
 		{Host: "api.example.org"},
-		ranged("203.0.113.0/24", sandbox.TCP, 443, 5432),
-		ranged("203.0.112.0/24", sandbox.TCP, 443),    // beside it
-		ranged("203.0.113.128/25", sandbox.TCP, 443),  // in it
-		ranged("203.0.113.0/24", sandbox.UDP, 443),    // another protocol
-		ranged("198.51.0.0/16", sandbox.TCP),          // all ports
-		ranged("198.51.100.7/32", sandbox.TCP, 22),    // in that
-		ranged("10.1.0.0/16", sandbox.TCP, 80),        // the operator allows it
-		ranged("2001:db8::/32", sandbox.TCP, 443),     //
-		ranged("2001:db8:1::/48", sandbox.UDP),        //
-		ranged("255.255.255.255/32", sandbox.UDP, 67), // the last of all
+		rangeRule("203.0.113.0/24", sandbox.TCP, 443, 5432),
+		rangeRule("203.0.112.0/24", sandbox.TCP, 443),    // beside it
+		rangeRule("203.0.113.128/25", sandbox.TCP, 443),  // in it
+		rangeRule("203.0.113.0/24", sandbox.UDP, 443),    // another protocol
+		rangeRule("198.51.0.0/16", sandbox.TCP),          // all ports
+		rangeRule("198.51.100.7/32", sandbox.TCP, 22),    // in that
+		rangeRule("10.1.0.0/16", sandbox.TCP, 80),        // the operator allows it
+		rangeRule("2001:db8::/32", sandbox.TCP, 443),     //
+		rangeRule("2001:db8:1::/48", sandbox.UDP),        //
+		rangeRule("255.255.255.255/32", sandbox.UDP, 67), // the last of all
 	}}, "10.1.0.0/16", "255.255.255.255/32")
 	golden(t, "elements", elementsText(p, true))
 	// The operator allows less than when the policy was made.

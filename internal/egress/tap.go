@@ -49,6 +49,28 @@ func makeTAP(uid int) error {
 	return nil
 }
 
+// holds returns an error unless the namespace of the calling thread has the
+// interface, or has it not, and nothing else: any other namespace is not a VMM's.
+func holds(tap bool) error {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return fmt.Errorf("list interfaces: %w", err)
+	}
+	for _, link := range links {
+		switch name := link.Attrs().Name; {
+		case name == "lo":
+		case name == TAP && tap && link.Type() == "tuntap":
+			tap = false
+		default:
+			return fmt.Errorf("there is an interface %s in the VMM's network namespace, which should have none that emberd did not make", name)
+		}
+	}
+	if tap {
+		return fmt.Errorf("there is no %s in the VMM's network namespace", TAP)
+	}
+	return nil
+}
+
 // removeTAP undoes makeTAP and wire in the namespace of the calling thread.
 func removeTAP() error {
 	var errs []error

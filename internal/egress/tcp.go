@@ -93,6 +93,7 @@ func (r *relay) join(f *flow, g *guestConn, read []byte) {
 		reset(g.Conn)
 		return
 	}
+	defer context.AfterFunc(f.ctx, func() { reset(up) })()
 	var both sync.WaitGroup
 	both.Go(func() {
 		_, err := up.Write(read)

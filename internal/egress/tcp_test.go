@@ -54,36 +54,36 @@ func TestTCPByAddress(t *testing.T) {
 		pass    bool
 		denied  []sandbox.EgressDenial
 	}{
-		{name: "range", rules: []sandbox.EgressRule{cidr("203.0.113.0/24", 5432)}, to: "203.0.113.5:5432", pass: true},
-		{name: "range, port 443 without TLS", rules: []sandbox.EgressRule{cidr("203.0.113.0/24")}, to: "203.0.113.5:443", pass: true},
-		{name: "range, other port", rules: []sandbox.EgressRule{cidr("203.0.113.0/24", 5432)}, to: "203.0.113.5:5433",
+		{name: "range", rules: []sandbox.EgressRule{inCIDR("203.0.113.0/24", 5432)}, to: "203.0.113.5:5432", pass: true},
+		{name: "range, port 443 without TLS", rules: []sandbox.EgressRule{inCIDR("203.0.113.0/24")}, to: "203.0.113.5:443", pass: true},
+		{name: "range, other port", rules: []sandbox.EgressRule{inCIDR("203.0.113.0/24", 5432)}, to: "203.0.113.5:5433",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedNoRule, "", "203.0.113.5:5433", forAddr("203.0.113.5:5433"))}},
-		{name: "range, other protocol", rules: []sandbox.EgressRule{udpRule(cidr("203.0.113.0/24", 5432))}, to: "203.0.113.5:5432",
+		{name: "range, other protocol", rules: []sandbox.EgressRule{udpRule(inCIDR("203.0.113.0/24", 5432))}, to: "203.0.113.5:5432",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedNoRule, "", "203.0.113.5:5432", forAddr("203.0.113.5:5432"))}},
-		{name: "outside of the range", rules: []sandbox.EgressRule{cidr("203.0.113.0/29")}, to: "203.0.113.8:22",
+		{name: "outside of the range", rules: []sandbox.EgressRule{inCIDR("203.0.113.0/29")}, to: "203.0.113.8:22",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedNoRule, "", "203.0.113.8:22", forAddr("203.0.113.8:22"))}},
 		{name: "no rules", to: "203.0.113.8:443",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedUnnamed, "", "203.0.113.8:443", forAddr("203.0.113.8:443"))}},
-		{name: "IPv6", rules: []sandbox.EgressRule{cidr("2606:4700::/32")}, to: "[2606:4700::1]:22", pass: true},
-		{name: "private", rules: []sandbox.EgressRule{cidr("203.0.113.0/24")}, to: "10.0.0.1:22",
+		{name: "IPv6", rules: []sandbox.EgressRule{inCIDR("2606:4700::/32")}, to: "[2606:4700::1]:22", pass: true},
+		{name: "private", rules: []sandbox.EgressRule{inCIDR("203.0.113.0/24")}, to: "10.0.0.1:22",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedRange, "", "10.0.0.1:22", nil)}},
-		{name: "metadata", rules: []sandbox.EgressRule{cidr("203.0.113.0/24")}, to: "169.254.169.254:80",
+		{name: "metadata", rules: []sandbox.EgressRule{inCIDR("203.0.113.0/24")}, to: "169.254.169.254:80",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedRange, "", "169.254.169.254:80", nil)}},
-		{name: "IPv4 in IPv6", rules: []sandbox.EgressRule{cidr("203.0.113.0/24")}, to: "[::ffff:203.0.113.5]:22",
+		{name: "IPv4 in IPv6", rules: []sandbox.EgressRule{inCIDR("203.0.113.0/24")}, to: "[::ffff:203.0.113.5]:22",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedRange, "", "[::ffff:203.0.113.5]:22", nil)}},
-		{name: "the host's own", rules: []sandbox.EgressRule{cidr("198.51.100.0/24")}, to: "198.51.100.99:22",
+		{name: "the host's own", rules: []sandbox.EgressRule{inCIDR("198.51.100.0/24")}, to: "198.51.100.99:22",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedRange, "", "198.51.100.99:22", nil)}},
-		{name: "name at another port", rules: []sandbox.EgressRule{host("db.example.org", 5432)}, to: "203.0.113.5:5432", resolve: "db.example.org", pass: true},
-		{name: "name that is resolved by the relay", rules: []sandbox.EgressRule{host("db.example.org", 5432)}, to: "203.0.113.5:5432", pass: true},
-		{name: "name, port of another", rules: []sandbox.EgressRule{host("db.example.org", 5432)}, to: "203.0.113.5:22", resolve: "db.example.org",
+		{name: "name at another port", rules: []sandbox.EgressRule{forName("db.example.org", 5432)}, to: "203.0.113.5:5432", resolve: "db.example.org", pass: true},
+		{name: "name that is resolved by the relay", rules: []sandbox.EgressRule{forName("db.example.org", 5432)}, to: "203.0.113.5:5432", pass: true},
+		{name: "name, port of another", rules: []sandbox.EgressRule{forName("db.example.org", 5432)}, to: "203.0.113.5:22", resolve: "db.example.org",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedNoRule, "db.example.org", "203.0.113.5:22", forHost("db.example.org", 22))}},
-		{name: "neighbour's port", rules: []sandbox.EgressRule{host("db.example.org", 5432), host("other.example.org", 22)}, to: "203.0.113.5:22", resolve: "db.example.org",
+		{name: "neighbour's port", rules: []sandbox.EgressRule{forName("db.example.org", 5432), forName("other.example.org", 22)}, to: "203.0.113.5:22", resolve: "db.example.org",
 			denied: []sandbox.EgressDenial{refusal(sandbox.DeniedNoRule, "db.example.org", "203.0.113.5:22", forHost("db.example.org", 22))}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWorld(t, tt.rules...)
 			w.resolves(zone{"db.example.org.": {"203.0.113.5"}, "other.example.org.": {"203.0.113.6"}})
-			w.server(tt.to, echo)
+			w.server(tt.to, echoTCP)
 			if tt.resolve != "" {
 				w.resolve(tt.resolve, dns.TypeA)
 			}
@@ -113,7 +113,7 @@ func TestTCPByAddress(t *testing.T) {
 // Each side can end while the other goes on.
 func TestTCPHalfClose(t *testing.T) {
 	const to = "203.0.113.5:22"
-	w := newWorld(t, cidr("203.0.113.0/24"))
+	w := newWorld(t, inCIDR("203.0.113.0/24"))
 	w.server(to, func(c *net.TCPConn) {
 		_, _ = io.WriteString(c, "banner")
 		_ = c.CloseWrite()
@@ -152,7 +152,7 @@ func eventually(t *testing.T, what string, is func() bool) {
 
 // What breaks on one side breaks on the other.
 func TestTCPBreaks(t *testing.T) {
-	w := newWorld(t, cidr("203.0.113.0/24"))
+	w := newWorld(t, inCIDR("203.0.113.0/24"))
 	gone := make(chan error, 1)
 	w.server("203.0.113.5:22", func(c *net.TCPConn) { _, _ = c.Read(make([]byte, 1)); _ = c.SetLinger(0) })
 	w.server("203.0.113.6:22", func(c *net.TCPConn) { _, err := io.ReadAll(c); gone <- err })
@@ -292,7 +292,7 @@ func TestTLS(t *testing.T) {
 		{name: "nothing", end: true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			w := newWorld(t, host("api.example.org", 443), host("*.example.com"), host("web.example.org", 80), host("bücher.example"))
+			w := newWorld(t, forName("api.example.org", 443), forName("*.example.com"), forName("web.example.org", 80), forName("bücher.example"))
 			w.resolves(zone{
 				"api.example.org.": {"203.0.113.5"}, "a.b.example.com.": {"203.0.113.5"}, "web.example.org.": {"203.0.113.5"},
 				"xn--bcher-kva.example.": {"203.0.113.5"}, "evil.net.": {"203.0.113.6"},
@@ -301,7 +301,7 @@ func TestTLS(t *testing.T) {
 			if dest == "" {
 				dest = to
 			}
-			w.server(dest, echo)
+			w.server(dest, echoTCP)
 			w.resolve("api.example.org", dns.TypeA)
 			c := w.connectTo(dest)
 			if _, err := c.Write(tt.send); err != nil && tt.pass {
@@ -338,9 +338,9 @@ func endless() []byte {
 // One byte in each segment is a ClientHello as well.
 func TestTLSInSegments(t *testing.T) {
 	const to = "203.0.113.5:443"
-	w := newWorld(t, host("api.example.org"))
+	w := newWorld(t, forName("api.example.org"))
 	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
-	w.server(to, echo)
+	w.server(to, echoTCP)
 	c := w.connectTo(to)
 	_ = c.SetNoDelay(true)
 	hello := withName(t, "api.example.org")
@@ -358,7 +358,7 @@ func TestTLSInSegments(t *testing.T) {
 // A whole connection, with a server that the guest can verify.
 func TestTLSEndToEnd(t *testing.T) {
 	const to = "203.0.113.5:443"
-	w := newWorld(t, host("example.com"))
+	w := newWorld(t, forName("example.com"))
 	w.resolves(zone{"example.com.": {"203.0.113.5"}})
 	server := httptest.NewTLSServer(http.NotFoundHandler())
 	defer server.Close()

@@ -101,14 +101,16 @@ func (r *relay) relayUDP(f *udpFlow) {
 	if err != nil {
 		return
 	}
+	defer context.AfterFunc(f.ctx, func() { _ = up.Close() })()
 	// The kernel gives the guest's next datagrams to the socket that fits best,
 	// which from now on is this one.
 	back, err := r.sockets.reply(f.to, f.from)
 	if err != nil {
 		r.log.Warn("a flow of datagrams has no way back", "err", err)
+		_ = up.Close()
 		return
 	}
-	context.AfterFunc(f.ctx, func() { _ = back.Close() })
+	defer context.AfterFunc(f.ctx, func() { _ = back.Close() })()
 	f.last.Store(time.Now().UnixNano())
 	var all sync.WaitGroup
 	all.Go(func() { r.pump(f, up, back, r.up) })

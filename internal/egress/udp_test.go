@@ -76,7 +76,7 @@ func wantReply(t *testing.T, c *net.UDPConn, send, want string) {
 func twice(s string) []string { return []string{s + s} }
 
 func TestUDP(t *testing.T) {
-	w := newUDPWorld(t, func(*userConfig) {}, udpRule(cidr("127.0.0.8/29")))
+	w := newUDPWorld(t, func(*userConfig) {}, udpRule(inCIDR("127.0.0.8/29")))
 	w.udpServer("127.0.0.8", twice)
 	w.udpServer("127.0.0.9", func(s string) []string { return []string{"nine " + s} })
 	a, b, other := w.send("127.0.0.8"), w.send("127.0.0.8"), w.send("127.0.0.9")
@@ -96,7 +96,7 @@ func TestUDP(t *testing.T) {
 }
 
 func TestUDPRefused(t *testing.T) {
-	rule := udpRule(cidr("127.0.0.8/29"))
+	rule := udpRule(inCIDR("127.0.0.8/29"))
 	for _, tt := range []struct {
 		name   string
 		to     string
@@ -111,7 +111,7 @@ func TestUDPRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newUDPWorld(t, func(c *userConfig) {
 				c.hostLocal = func(addr netip.Addr) bool { return addr == netip.MustParseAddr("127.0.0.10") }
-			}, rule, cidr("127.0.0.30/32"), udpRule(host("db.example.org", 1)))
+			}, rule, inCIDR("127.0.0.30/32"), udpRule(forName("db.example.org", 1)))
 			w.resolves(zone{"db.example.org.": {"127.0.0.40"}})
 			w.resolve("db.example.org", dns.TypeA)
 			w.udpServer(tt.to, twice)
@@ -138,7 +138,7 @@ func TestUDPByName(t *testing.T) {
 	w := newUDPWorld(t, func(c *userConfig) {
 		// The port is that of the relay's socket, which is not known before.
 		port := addrPort(c.sockets.udp[0].LocalAddr()).Port()
-		c.policy = policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{udpRule(host("ntp.example.org", port))}}, loopback)
+		c.policy = policyOf(t, sandbox.Egress{Allow: []sandbox.EgressRule{udpRule(forName("ntp.example.org", port))}}, loopback)
 	})
 	w.resolves(zone{"ntp.example.org.": {"127.0.0.8"}})
 	w.udpServer("127.0.0.8", twice)
@@ -148,7 +148,7 @@ func TestUDPByName(t *testing.T) {
 
 // A flow ends when nothing passes, and begins anew when something does.
 func TestUDPIdle(t *testing.T) {
-	w := newUDPWorld(t, func(c *userConfig) { c.udpIdle = 50 * time.Millisecond }, udpRule(cidr("127.0.0.8/32")))
+	w := newUDPWorld(t, func(c *userConfig) { c.udpIdle = 50 * time.Millisecond }, udpRule(inCIDR("127.0.0.8/32")))
 	w.udpServer("127.0.0.8", twice)
 	c := w.send("127.0.0.8")
 	wantReply(t, c, "x", "xx")
@@ -160,7 +160,7 @@ func TestUDPIdle(t *testing.T) {
 }
 
 func TestUDPLimits(t *testing.T) {
-	w := newUDPWorld(t, func(*userConfig) {}, udpRule(cidr("127.0.0.8/32")))
+	w := newUDPWorld(t, func(*userConfig) {}, udpRule(inCIDR("127.0.0.8/32")))
 	w.udpServer("127.0.0.8", func(s string) []string {
 		if s == "large" {
 			return []string{string(make([]byte, maxDatagram+1)), string(make([]byte, maxDatagram))}
@@ -180,7 +180,7 @@ func TestUDPLimits(t *testing.T) {
 
 // What waits for a connection is bounded.
 func TestUDPWaiting(t *testing.T) {
-	w := newUDPWorld(t, func(*userConfig) {}, udpRule(cidr("127.0.0.8/32")))
+	w := newUDPWorld(t, func(*userConfig) {}, udpRule(inCIDR("127.0.0.8/32")))
 	w.stall(true)
 	c := w.send("127.0.0.8")
 	for range 10 * maxWaiting {

@@ -268,7 +268,7 @@ func (w *world) server(to string, serve func(*net.TCPConn)) {
 	w.at(to, l.Addr().String())
 }
 
-func echo(c *net.TCPConn) {
+func echoTCP(c *net.TCPConn) {
 	_, _ = io.Copy(struct{ io.Writer }{c}, c)
 	_ = c.CloseWrite()
 }
@@ -453,11 +453,11 @@ func (w *world) wantDenials(want ...sandbox.EgressDenial) {
 	}
 }
 
-func host(name string, ports ...uint16) sandbox.EgressRule {
+func forName(name string, ports ...uint16) sandbox.EgressRule {
 	return sandbox.EgressRule{Host: name, Ports: ports, Protocol: sandbox.TCP}
 }
 
-func cidr(prefix string, ports ...uint16) sandbox.EgressRule {
+func inCIDR(prefix string, ports ...uint16) sandbox.EgressRule {
 	return sandbox.EgressRule{CIDR: netip.MustParsePrefix(prefix), Ports: ports, Protocol: sandbox.TCP}
 }
 

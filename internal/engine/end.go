@@ -72,6 +72,8 @@ func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
 // and has its owner do that, even if it cannot be recorded.
 func (e *Engine) doom(en *entry) error {
 	defer close(en.doomed)
+	en.record.Lock()
+	defer en.record.Unlock()
 	sb, _ := en.snapshot()
 	err := e.cfg.Faults.Hit(FaultDelete)
 	if err == nil {
@@ -115,7 +117,9 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 		err = en.remove(ctx)
 	}
 	if err == nil {
+		en.record.Lock()
 		err = e.cfg.Store.Delete(sb.ID)
+		en.record.Unlock()
 	}
 	if err != nil {
 		return fmt.Errorf("take down %s: %w", sb.ID, err)

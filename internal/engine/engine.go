@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/emberd/emberd/internal/pack"
@@ -47,6 +48,10 @@ const (
 // FaultExec is the fault point of each program that is begun.
 const FaultExec = "engine.exec"
 
+// FaultEgress is the fault point between the record of a policy and its being in
+// force.
+const FaultEgress = "engine.egress"
+
 // FaultRecover is the fault point of each VM that [Engine.Recover] sees to.
 const FaultRecover = "engine.recover"
 
@@ -67,6 +72,10 @@ type Config struct {
 	// among it that no sandbox has; nil has no use for any.
 	Adopter Adopter
 	Spares  Spares
+	// Egress decides what sandboxes may reach; nil gives none a network interface.
+	Egress Policies
+	// Audit is told what that was, and what was refused; nil is nobody.
+	Audit Audit
 	// Events hears of what happens; nil is nobody.
 	Events Events
 	Log    *slog.Logger
@@ -82,6 +91,10 @@ type Config struct {
 // goroutines.
 type Engine struct {
 	cfg Config
+	// network returns the interface of a VM, nil if it has none.
+	network func(*provision.VM) provision.Network
+	// auditFails says that the last line of the audit was lost.
+	auditFails atomic.Bool
 	// wg counts the owners of sandboxes, and what watches the deadlines.
 	wg sync.WaitGroup
 	// wake has whoever watches the deadlines look again; quit, which is closed,
@@ -116,6 +129,12 @@ type entry struct {
 	// began is when the sandbox was asked for, on the monotonic clock.
 	began time.Time
 
+	// setting is held by whoever sets its egress. record is held by whoever writes
+	// its record, as the store wants it, and is the only lock held across I/O: when
+	// the state is recorded, none that was before it can follow.
+	setting chan struct{}
+	record  sync.Mutex
+
 	// mu guards what follows. It is never held across I/O.
 	mu sync.Mutex
 	sb sandbox.Sandbox
@@ -123,6 +142,9 @@ type entry struct {
 	// execs is how many programs run, and idleSince when the last of them ended.
 	execs     int
 	idleSince time.Time
+	// refused are the programs that run, and those that ended and were refused to
+	// reach something, in the order of their starts.
+	refused []*refusals
 	// remove takes down what is left of a sandbox that was lost, and has no vm.
 	remove func(context.Context) error
 	// end is why the sandbox is taken down.
@@ -155,7 +177,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg.Foreground = provision.NewForeground(1)
 	}
 	e := &Engine{
-		cfg: cfg, entries: make(map[sandbox.ID]*entry),
+		cfg: cfg, entries: make(map[sandbox.ID]*entry), network: (*provision.VM).Network,
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
 	}
 	e.staying, e.depart = context.WithCancelCause(context.Background())
@@ -232,11 +254,15 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	if err != nil {
 		return sandbox.Sandbox{}, err
 	}
+	policy, err := e.resolveEgress(spec.Egress)
+	if err != nil {
+		return sandbox.Sandbox{}, err
+	}
 	e.cfg.Foreground.Enter()
 	defer e.cfg.Foreground.Leave()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	en, err := e.reserve(p, limits, cancel)
+	en, err := e.reserve(p, limits, policy, cancel)
 	if err != nil {
 		e.tellRejected(p.Name, err)
 		return sandbox.Sandbox{}, err
@@ -256,7 +282,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 
 // reserve puts a new sandbox into the table, where Close and the next daemon
 // can see it, if there is room for it. The caller owns one count of e.wg.
-func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.CancelCauseFunc) (*entry, error) {
+func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, policy *sandbox.Egress, abort context.CancelCauseFunc) (*entry, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.refusal(); err != nil {
@@ -271,12 +297,13 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, abort context.Cance
 	}
 	now := e.cfg.Now()
 	en := &entry{
-		abort:  abort,
-		doomed: make(chan struct{}),
-		gone:   make(chan struct{}),
-		began:  now,
+		abort:   abort,
+		doomed:  make(chan struct{}),
+		gone:    make(chan struct{}),
+		setting: make(chan struct{}, 1),
+		began:   now,
 		sb: sandbox.Sandbox{
-			ID: id, Pack: p.Name, Limits: limits, State: sandbox.Creating,
+			ID: id, Pack: p.Name, Limits: limits, Egress: policy, State: sandbox.Creating,
 			CreatedAt: now.UTC(), AskedAt: e.cfg.Uptime(), ExpiresAt: now.Add(limits.Lifetime).UTC(),
 		},
 	}
@@ -312,6 +339,9 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	en.mu.Unlock()
 	sb.VM, sb.BootPath = vm.ID, vm.BootPath
 	span.Set("emberd.boot_path", string(vm.BootPath))
+	if sb.Egress != nil && e.network(vm) == nil {
+		return errors.New("the microVM has no network interface")
+	}
 	if err := e.cfg.Faults.Hit(FaultReady); err != nil {
 		return err
 	}
@@ -320,6 +350,7 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	if err := e.cfg.Store.Put(running); err != nil {
 		return err
 	}
+	e.auditPolicy(running)
 
 	en.mu.Lock()
 	defer en.mu.Unlock()

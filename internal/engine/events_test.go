@@ -107,11 +107,11 @@ func TestEventsTellWhatDidNotComeToBe(t *testing.T) {
 	f := newFixture(t, func(cfg *Config, cold *provision.ColdConfig) {
 		cfg.Events, cfg.Capacity.Sandboxes, cold.Timeout = events, 1, time.Second
 	})
-	f.launcher.Next(fctest.Stillborn)
-	f.launcher.Next(fctest.Stillborn)
+	f.launcher.Next(fctest.Stillborn, fctest.Stillborn)
 	if _, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"}); !errors.Is(err, sandbox.ErrBoot) {
 		t.Fatal(err)
 	}
+	f.launcher.Next() // one that was slow to end was tried again, with the second
 	f.create()
 	if _, err := f.Create(t.Context(), sandbox.Spec{Pack: "shell"}); !errors.Is(err, sandbox.ErrQuota) {
 		t.Fatal(err)

@@ -31,6 +31,7 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}
+	e.follow(run)
 	out := &outputs{
 		unwanted: make(chan struct{}),
 		stdout:   capped{left: run.limits.OutputBytes}, stderr: capped{left: run.limits.OutputBytes},
@@ -75,11 +76,13 @@ func (e *Engine) attend(ctx context.Context, run execution, req sandbox.ExecRequ
 		Stdin:  bytes.NewReader(req.Stdin),
 		Stdout: outputWriter{out, &out.stdout}, Stderr: outputWriter{out, &out.stderr}, Leave: out.unwanted,
 	})
+	denied := e.refused(run)
 	if err != nil {
 		e.endExec(run, sandbox.ExecResult{}, err)
 		return sandbox.ExecResult{}, e.lost(run.en, run.vm, err)
 	}
 	res := result(run.ex, exit)
+	res.EgressDenied = denied
 	out.give(&res)
 	e.endExec(run, res, nil)
 	return res, nil

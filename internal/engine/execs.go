@@ -29,11 +29,13 @@ func (e *Engine) StartExec(ctx context.Context, id sandbox.ID, req sandbox.ExecR
 	if err != nil {
 		return "", err
 	}
+	e.follow(run)
 	// A client that goes away in the middle leaves a program that is counted.
 	start, cancel := context.WithTimeout(context.WithoutCancel(ctx), startTimeout)
 	defer cancel()
 	cmd := run.command(req)
 	if err := run.vm.Agent.StartExec(start, cmd, req.Stdin, req.StdinOpen); err != nil {
+		e.refused(run)
 		e.endExec(run, sandbox.ExecResult{}, err)
 		e.wg.Done()
 		return "", e.execError(start, run.en, run.vm, err)
@@ -55,6 +57,7 @@ func (e *Engine) await(ctx context.Context, run execution, limit time.Duration) 
 	if err != nil {
 		e.cfg.Log.Debug("exec has no result", "sandbox_id", run.sb.ID, "exec_id", run.ex, "err", err)
 	}
+	e.refused(run)
 	e.endExec(run, result(run.ex, exit), err)
 }
 
@@ -68,14 +71,8 @@ func (e *Engine) resumeExecs(ctx context.Context, en *entry) error {
 	if err != nil {
 		return err
 	}
-	en.mu.Lock()
-	defer en.mu.Unlock()
-	for _, state := range list {
-		if state.Exit != nil || en.sb.State != sandbox.Running {
-			continue
-		}
-		run := e.countIn(en, sandbox.ExecID(state.ID))
-		run.began = run.began.Add(-state.Age)
+	for _, run := range e.countInAll(en, list) {
+		e.follow(run)
 		go func() { // which the engine waits for, as it was counted in
 			defer e.wg.Done()
 			e.await(context.WithoutCancel(ctx), run, run.limits.ExecTimeout)
@@ -84,14 +81,29 @@ func (e *Engine) resumeExecs(ctx context.Context, en *entry) error {
 	return nil
 }
 
+// countInAll counts in the programs of list that run.
+func (e *Engine) countInAll(en *entry, list []agent.ExecState) (runs []execution) {
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	for _, state := range list {
+		if state.Exit == nil && en.sb.State == sandbox.Running {
+			run := e.countIn(en, sandbox.ExecID(state.ID))
+			run.began = run.began.Add(-state.Age)
+			runs = append(runs, run)
+		}
+	}
+	return runs
+}
+
 // Execs returns the programs that the guest of a sandbox knows, in the order of
 // their starts.
 func (e *Engine) Execs(ctx context.Context, id sandbox.ID) ([]sandbox.Exec, error) {
 	list := []sandbox.Exec{}
-	err := e.ask(ctx, id, func(ctx context.Context, vm *provision.VM) error {
+	err := e.ask(ctx, id, func(ctx context.Context, en *entry, vm *provision.VM) error {
 		states, err := vm.Agent.Execs(ctx)
+		refused := e.refusedTo(en)
 		for _, state := range states {
-			list = append(list, e.describeExec(state))
+			list = append(list, e.describeExec(state, refused))
 		}
 		return err
 	})
@@ -101,19 +113,19 @@ func (e *Engine) Execs(ctx context.Context, id sandbox.ID) ([]sandbox.Exec, erro
 // GetExec returns one of them.
 func (e *Engine) GetExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID) (sandbox.Exec, error) {
 	var exec sandbox.Exec
-	err := e.ask(ctx, id, func(ctx context.Context, vm *provision.VM) error {
+	err := e.ask(ctx, id, func(ctx context.Context, en *entry, vm *provision.VM) error {
 		state, err := vm.Agent.ExecState(ctx, string(ex))
-		exec = e.describeExec(state)
+		exec = e.describeExec(state, e.refusedTo(en))
 		return err
 	})
 	return exec, err
 }
 
-func (e *Engine) describeExec(state agent.ExecState) sandbox.Exec {
+func (e *Engine) describeExec(state agent.ExecState, refused func(sandbox.ExecID) []sandbox.EgressDenial) sandbox.Exec {
 	ex := sandbox.Exec{
 		ID: sandbox.ExecID(state.ID), StartedAt: e.cfg.Now().Add(-state.Age).UTC(),
 		Stdout: sandbox.Span(state.Stdout), Stderr: sandbox.Span(state.Stderr),
-		StdinBytes: state.StdinBytes, StdinOpen: state.StdinOpen,
+		StdinBytes: state.StdinBytes, StdinOpen: state.StdinOpen, EgressDenied: refused(sandbox.ExecID(state.ID)),
 	}
 	if state.Exit != nil {
 		res := result(ex.ID, *state.Exit)
@@ -125,7 +137,7 @@ func (e *Engine) describeExec(state agent.ExecState) sandbox.Exec {
 // FeedExec gives a program more input: all of it, or on an error nothing, as long
 // as the agent answers.
 func (e *Engine) FeedExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, data []byte, end bool) error {
-	return e.ask(ctx, id, func(ctx context.Context, vm *provision.VM) error {
+	return e.ask(ctx, id, func(ctx context.Context, _ *entry, vm *provision.VM) error {
 		return vm.Agent.FeedExec(ctx, string(ex), data, end)
 	})
 }
@@ -133,7 +145,7 @@ func (e *Engine) FeedExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID,
 // SignalExec sends a signal to a program's process group, and KILL to all that it
 // started.
 func (e *Engine) SignalExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, signal sandbox.Signal) error {
-	return e.ask(ctx, id, func(ctx context.Context, vm *provision.VM) error {
+	return e.ask(ctx, id, func(ctx context.Context, _ *entry, vm *provision.VM) error {
 		return vm.Agent.SignalExec(ctx, string(ex), int(signal))
 	})
 }
@@ -172,14 +184,14 @@ func (e *Engine) ExecOutput(ctx context.Context, id sandbox.ID, ex sandbox.ExecI
 var errBeyond = sandbox.Invalid("the output is not as long as offset")
 
 // ask asks the agent of a sandbox about a program.
-func (e *Engine) ask(ctx context.Context, id sandbox.ID, question func(context.Context, *provision.VM) error) error {
+func (e *Engine) ask(ctx context.Context, id sandbox.ID, question func(context.Context, *entry, *provision.VM) error) error {
 	en, vm, err := e.running(id)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	if err := question(ctx, vm); err != nil {
+	if err := question(ctx, en, vm); err != nil {
 		return e.execError(ctx, en, vm, err)
 	}
 	return nil

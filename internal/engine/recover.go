@@ -251,7 +251,7 @@ func (e *Engine) enlist(sb sandbox.Sandbox, now time.Time) *entry {
 	began := now.Add(-max(0, e.cfg.Uptime()-sb.AskedAt))
 	sb.ExpiresAt = began.Add(sb.Limits.Lifetime).UTC()
 	en := &entry{
-		abort: func(error) {}, doomed: make(chan struct{}), gone: make(chan struct{}), began: began, sb: sb,
+		abort: func(error) {}, doomed: make(chan struct{}), gone: make(chan struct{}), setting: make(chan struct{}, 1), began: began, sb: sb,
 		remove: func(ctx context.Context) error {
 			if sb.VM == "" {
 				return nil

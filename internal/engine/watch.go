@@ -25,7 +25,8 @@ const (
 // is somebody's wish, or comes when the VM ends on its own or is of no use any
 // more because its agent is silent.
 func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
-	if why := e.awaitEnd(ctx, en, vm); why != "" && en.condemn(sandbox.Running, why) {
+	t := newTeller()
+	if why := e.awaitEnd(ctx, en, vm, t); why != "" && en.condemn(sandbox.Running, why) {
 		sb, _ := en.snapshot()
 		e.cfg.Log.Error("sandbox failed", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
 		close(en.doomed)
@@ -34,18 +35,26 @@ func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
 	case <-en.doomed: // whoever condemned it may still be writing its record
 	case <-e.leave:
 		if en.letGo() {
+			e.tellDenials(en, vm, t, true)
 			return
 		}
 		<-en.doomed
 	}
+	e.tellDenials(en, vm, t, true)
 	e.clear(ctx, en)
 }
 
 // awaitEnd returns why the VM of a sandbox has to be taken down, "" if somebody
 // wants it.
-func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reason {
+func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM, t *teller) reason {
 	tick := time.NewTicker(pingInterval)
 	defer tick.Stop()
+	var look <-chan time.Time
+	if e.network(vm) != nil {
+		looks := time.NewTicker(lookInterval)
+		defer looks.Stop()
+		look = looks.C
+	}
 	for {
 		select {
 		case <-en.doomed:
@@ -56,6 +65,8 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM) reas
 			return endOf(vm)
 		case <-vm.Agent.Done():
 			return e.afterDisconnect(en, vm)
+		case <-look:
+			e.tellDenials(en, vm, t, false)
 		case <-tick.C:
 			switch err := e.signOfLife(ctx, en, vm); {
 			case err == nil, errors.Is(err, context.Canceled):

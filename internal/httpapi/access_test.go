@@ -60,7 +60,7 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 		{name: "any address", host: "0.0.0.0:7777", status: 421},
 		{name: "WebSocket", host: "localhost:7777", header: http.Header{"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Origin": {"https://evil.test"}}, status: 403},
 	} {
-		for _, method := range []string{"GET", "HEAD", "POST", "DELETE", "OPTIONS"} {
+		for _, method := range []string{"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"} {
 			t.Run(tt.name+" "+method, func(t *testing.T) {
 				e := &fakeEngine{}
 				r := httptest.NewRequest(method, "/sandboxes/"+knownID, nil)
@@ -69,7 +69,7 @@ func TestBrowsersAreKeptOut(t *testing.T) {
 				(&gate{unguarded(e, nil, &testenv.Log{}), access}).ServeHTTP(rec, r)
 				want := tt.status
 				if want == 200 {
-					want = map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "DELETE": 204, "OPTIONS": 204}[method]
+					want = map[string]int{"GET": 200, "HEAD": 200, "POST": 405, "PUT": 405, "DELETE": 204, "OPTIONS": 204}[method]
 				}
 				if rec.Code != want {
 					t.Errorf("status %d, want %d: %s", rec.Code, want, rec.Body)
@@ -118,7 +118,7 @@ func TestEveryRouteAsksForAKey(t *testing.T) {
 			}
 			var log testenv.Log
 			a := unguarded(&fakeEngine{}, nil, &log)
-			walk := append(slices.Concat(a.routes(), a.operatorRoutes()),
+			walk := append(slices.Concat(a.routes(), a.execRoutes(), a.egressRoutes(), a.operatorRoutes()),
 				route{method: "GET", path: "/openapi.json"}, route{method: "GET", path: "/nothing"},
 				route{method: "PUT", path: "/healthz"}, route{method: "GET", path: "//healthz"}, route{method: "GET", path: "/healthz/"})
 			for _, rt := range walk {

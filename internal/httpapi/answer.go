@@ -52,7 +52,7 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusForbidden
 	case sandbox.CodeNotFound:
 		return http.StatusNotFound
-	case sandbox.CodeEnded:
+	case sandbox.CodeEnded, sandbox.CodeNoEgress:
 		return http.StatusConflict
 	case sandbox.CodeOutputGone:
 		return http.StatusGone

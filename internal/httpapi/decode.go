@@ -10,6 +10,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -99,14 +100,33 @@ type member struct {
 	required bool
 	text     bool // bytes, which are a string in JSON
 	index    []int
+	// within is the shape of a field that is a struct, or a list of structs.
+	within shape
+	// most is how many there may be in a list.
+	most int
 }
 
 // shapeOf returns the shape of T.
-func shapeOf[T any]() shape {
+func shapeOf[T any]() shape { return shapeOfType(reflect.TypeFor[T]()) }
+
+func shapeOfType(t reflect.Type) shape {
 	var s shape
-	for _, f := range fields(reflect.TypeFor[T]()) {
+	for _, f := range fields(t) {
 		name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-		s = append(s, member{name, options != "omitempty", f.Type.Kind() == reflect.Slice, f.Index})
+		m := member{name: name, required: options != "omitempty", index: f.Index}
+		element := f.Type
+		if f.Type.Kind() == reflect.Slice {
+			element = f.Type.Elem()
+			m.text = element.Kind() == reflect.Uint8
+			m.most, _ = strconv.Atoi(f.Tag.Get("maxItems"))
+		}
+		if element.Kind() == reflect.Pointer {
+			element = element.Elem()
+		}
+		if element.Kind() == reflect.Struct {
+			m.within = shapeOfType(element)
+		}
+		s = append(s, m)
 	}
 	return s
 }
@@ -126,16 +146,24 @@ func decode[T any](data []byte, s shape, to *T) error {
 	if !utf8.Valid(data) {
 		return errBody(errors.New("not UTF-8"))
 	}
-	values, err := object(data, s)
+	if tooDeep(data) {
+		return sandbox.Invalid("the request body is nested too deeply")
+	}
+	return decodeObject(data, "", s, reflect.ValueOf(to).Elem())
+}
+
+// decodeObject fills the struct v from a JSON object whose place in the body path
+// says, with a dot behind it.
+func decodeObject(data []byte, path string, s shape, v reflect.Value) error {
+	values, err := object(data, path, s)
 	if err != nil {
 		return err
 	}
-	v := reflect.ValueOf(to).Elem()
 	for _, m := range s {
 		raw, ok := values[m.name]
 		if !ok || string(raw) == "null" {
 			if m.required {
-				return sandbox.Invalid("missing field %q", m.name)
+				return sandbox.Invalid("missing field %q", path+m.name)
 			}
 			continue
 		}
@@ -143,10 +171,65 @@ func decode[T any](data []byte, s shape, to *T) error {
 		if m.text && raw[0] != '"' {
 			return errBody(fmt.Errorf("%s is not a string", m.name))
 		}
-		if err := json.Unmarshal(raw, v.FieldByIndex(m.index).Addr().Interface()); err != nil {
-			return errBody(err)
+		field := v.FieldByIndex(m.index)
+		switch {
+		case field.Kind() == reflect.Slice && !m.text:
+			err = decodeList(raw, path+m.name, m, field)
+		case m.within != nil:
+			if field.Kind() == reflect.Pointer {
+				field.Set(reflect.New(field.Type().Elem()))
+				field = field.Elem()
+			}
+			err = decodeObject(raw, path+m.name+".", m.within, field)
+		default:
+			err = decodeValue(raw, field)
+		}
+		if err != nil {
+			return err
 		}
 	}
+	return nil
+}
+
+func decodeValue(raw []byte, v reflect.Value) error {
+	if err := json.Unmarshal(raw, v.Addr().Interface()); err != nil {
+		return errBody(err)
+	}
+	return nil
+}
+
+// decodeList fills the slice v from a JSON array, in which a null is no value. It
+// stops when there are too many.
+func decodeList(data []byte, path string, m member, v reflect.Value) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	if open, err := dec.Token(); err != nil || open != json.Delim('[') {
+		return errBody(fmt.Errorf("%s is not an array", path))
+	}
+	list := reflect.MakeSlice(v.Type(), 0, 0)
+	for i := 0; dec.More(); i++ {
+		if m.most > 0 && i == m.most {
+			return sandbox.Invalid("%q has more than %d elements", path, m.most)
+		}
+		var raw json.RawMessage
+		if err := dec.Decode(&raw); err != nil {
+			return errBody(err)
+		}
+		if string(raw) == "null" {
+			return errBody(fmt.Errorf("%s[%d] is null", path, i))
+		}
+		element := reflect.New(v.Type().Elem()).Elem()
+		var err error
+		if m.within != nil {
+			err = decodeObject(raw, fmt.Sprintf("%s[%d].", path, i), m.within, element)
+		} else {
+			err = decodeValue(raw, element)
+		}
+		if err != nil {
+			return err
+		}
+		list = reflect.Append(list, element)
+	}
+	v.Set(list)
 	return nil
 }
 
@@ -156,13 +239,11 @@ func fields(t reflect.Type) []reflect.StructField {
 	return slices.DeleteFunc(reflect.VisibleFields(t), func(f reflect.StructField) bool { return f.Anonymous })
 }
 
-// object splits a JSON object into its fields, which are some of those in known.
+// object splits a JSON object at path into its fields, which are some of those in
+// known.
 // It stops at the first that is not, so that a body of many fields takes no
 // memory.
-func object(data []byte, known shape) (map[string]json.RawMessage, error) {
-	if tooDeep(data) {
-		return nil, sandbox.Invalid("the request body is nested too deeply")
-	}
+func object(data []byte, path string, known shape) (map[string]json.RawMessage, error) {
 	if !json.Valid(data) || data[0] != '{' {
 		return nil, errBody(errors.New("not a JSON object"))
 	}
@@ -178,10 +259,10 @@ func object(data []byte, known shape) (map[string]json.RawMessage, error) {
 		}
 		name, _ := key.(string)
 		if !known.knows(name) {
-			return nil, sandbox.Invalid("unknown field %q", name)
+			return nil, sandbox.Invalid("unknown field %q", path+name)
 		}
 		if _, ok := values[name]; ok {
-			return nil, sandbox.Invalid("field %q appears twice", name)
+			return nil, sandbox.Invalid("field %q appears twice", path+name)
 		}
 		var value json.RawMessage
 		if err := dec.Decode(&value); err != nil {

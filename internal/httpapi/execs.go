@@ -244,7 +244,7 @@ func (a *API) signalExec(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	body, err := a.readBody(w, r, rest.MaxCreateBody)
+	body, err := a.readBody(w, r, rest.MaxSmallBody)
 	if err != nil {
 		return nil, err
 	}
@@ -276,7 +276,7 @@ func describeExec(ex sandbox.Exec) rest.Exec {
 		ExecID: string(ex.ID), State: "running", StartedAt: ex.StartedAt.UTC(),
 		Stdout:     rest.Span{FirstOffset: ex.Stdout.First, EndOffset: ex.Stdout.End},
 		Stderr:     rest.Span{FirstOffset: ex.Stderr.First, EndOffset: ex.Stderr.End},
-		StdinBytes: ex.StdinBytes, StdinOpen: ex.StdinOpen,
+		StdinBytes: ex.StdinBytes, StdinOpen: ex.StdinOpen, EgressDenied: describeDenials(ex.EgressDenied),
 	}
 	if res := ex.Result; res != nil {
 		ms, us := res.Duration.Milliseconds(), res.Duration.Microseconds()

@@ -29,6 +29,8 @@ type fakeEngine struct {
 	result sandbox.ExecResult                     // of Exec
 	onCall func(ctx context.Context, name string) // before each call
 	output io.ReadCloser                          // of ExecOutput
+	egress *sandbox.Egress                        // of the sandbox
+	denied []sandbox.EgressDenial                 // of EgressDenials
 	mu     sync.Mutex
 	spec   sandbox.Spec
 	exec   sandbox.ExecRequest
@@ -87,7 +89,33 @@ func (e *fakeEngine) Get(id sandbox.ID) (sandbox.Sandbox, error) {
 	if id != knownID {
 		return sandbox.Sandbox{}, sandbox.ErrNotFound
 	}
-	return known, e.err
+	sb := known
+	sb.Egress = e.egress
+	return sb, e.err
+}
+
+func (e *fakeEngine) SetEgress(ctx context.Context, id sandbox.ID, asked sandbox.Egress) (sandbox.Egress, error) {
+	e.called(ctx, "set-egress")
+	if id != knownID {
+		return sandbox.Egress{}, sandbox.ErrNotFound
+	}
+	e.egress = &asked
+	return asked, e.err
+}
+
+func (e *fakeEngine) Egress(id sandbox.ID) (sandbox.Egress, error) {
+	if id != knownID {
+		return sandbox.Egress{}, sandbox.ErrNotFound
+	}
+	if e.egress == nil {
+		return sandbox.Egress{}, sandbox.ErrNoEgress
+	}
+	return *e.egress, e.err
+}
+
+func (e *fakeEngine) EgressDenials(id sandbox.ID) ([]sandbox.EgressDenial, error) {
+	_, err := e.Egress(id)
+	return e.denied, err
 }
 
 // knownJail has a word in every field, so that one that is lost is noticed.
@@ -134,7 +162,7 @@ func unguarded(e *fakeEngine, ready error, log *testenv.Log) *API {
 		Info: func() rest.Info {
 			return rest.Info{
 				GuestRAMMiB: 256, GuestVCPUs: 1, BootPath: "cold-boot", Packs: []string{"python", "shell"},
-				WorkDir: "/data", KVM: "emulated",
+				WorkDir: "/data", KVM: "emulated", Egress: true,
 				Pool: []rest.PoolStock{{
 					Pack: "python", Size: rest.Size{VCPUs: 1, MemoryMiB: 256},
 					Ready: 1, Target: 2, Min: 2, Max: 4, Hits: 5, Misses: 6, Refills: 7, Failures: 8,

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +52,7 @@ func FuzzDecodeCreate(f *testing.F) {
 	for _, s := range []string{
 		`{"language_pack":"shell","vcpus":2,"memory_mib":512,"disk_mib":100,"pids":64}`, `{}`, `null`, ``,
 		`{"timeout_s":60,"idle_timeout_s":30,"exec_timeout_s":10,"execs":3,"output_bytes":4096}`,
+		`{"egress":{"allow":[{"host":"a.b","ports":[443]}]},"vcpus":1}`, `{"egress":{}}`, `{"egress":null}`,
 		`{"vcpus":1e3}`, `{"vcpus":-1}`, `{"timeout_s":9223372036854775807}`, `{"Limits":{"vcpus":1}}`, `{"vcpus":1,"vcpus":2}`,
 	} {
 		f.Add([]byte(s))
@@ -70,6 +72,68 @@ func FuzzDecodeCreate(f *testing.F) {
 		if got.Pack != cmp.Or(want.LanguagePack, sandbox.DefaultPack) || describeLimits(got.Limits) != want.Limits {
 			t.Fatalf("%q: got %+v, want %+v", body, got, want)
 		}
+		if (got.Egress != nil) != (want.Egress != nil) {
+			t.Fatalf("%q: got %+v, want %+v", body, got.Egress, want.Egress)
+		}
+		if want.Egress != nil {
+			checkEgress(t, body, *got.Egress, *want.Egress)
+		}
+	})
+}
+
+// checkEgress compares what was made of a policy with what encoding/json makes of
+// it.
+func checkEgress(t *testing.T, body []byte, got sandbox.Egress, want rest.EgressRequest) {
+	t.Helper()
+	if len(got.Allow) != len(want.Allow) || got.RateKiBps != want.RateKiBps || got.TotalMiB != want.TotalMiB {
+		t.Fatalf("%q: got %+v, want %+v", body, got, want)
+	}
+	for i, rule := range got.Allow {
+		asked := want.Allow[i]
+		if rule.Host != asked.Host || string(rule.Protocol) != asked.Protocol || rule.CIDR.IsValid() != (asked.CIDR != "") || len(rule.Ports) != len(asked.Ports) {
+			t.Fatalf("%q: rule %d: got %+v, want %+v", body, i, rule, asked)
+		}
+		for j, port := range rule.Ports {
+			if int(port) != asked.Ports[j] || port == 0 {
+				t.Fatalf("%q: rule %d: got %+v, want %+v", body, i, rule, asked)
+			}
+		}
+		p, err := netip.ParsePrefix(asked.CIDR)
+		if err != nil && asked.CIDR != "" {
+			addr := netip.MustParseAddr(asked.CIDR)
+			p = netip.PrefixFrom(addr, addr.BitLen())
+		}
+		if rule.CIDR != p.Masked() {
+			t.Fatalf("%q: rule %d: got %+v, want %+v", body, i, rule, asked)
+		}
+	}
+}
+
+// FuzzDecodeEgress checks that whatever is accepted is what encoding/json makes of
+// it, no port turned into another, and that whatever is not is the client's fault.
+func FuzzDecodeEgress(f *testing.F) {
+	for _, s := range []string{
+		`{"allow":[{"host":"api.example.org","ports":[443]},{"host":"*.example.com"},{"cidr":"203.0.113.0/24","ports":[5432],"protocol":"tcp"}]}`,
+		`{"allow":[],"rate_kib_s":1,"total_mib":2}`, `{"allow":[{"cidr":"203.0.113.7"}]}`, `{"allow":[{"ports":[0]}]}`, `{"allow":[{"ports":[65536]}]}`,
+		`{"allow":[{"ports":[65979]}]}`, `{"allow":[{"ports":[-1]}]}`, `{"allow":[{"ports":[1e2]}]}`, `{"allow":[{"ports":[null]}]}`, `{"allow":[null]}`,
+		`{"allow":null}`, `{"allow":{}}`, `{"allow":"x"}`, `{}`, `null`, ``, `{"allow":[{"host":"a","host":"b"}]}`, `{"allow":[{"Host":"a"}]}`,
+		`{"allow":[[{"host":"a"}]]}`, `{"allow":[{"host":"\ud800"}]}`, `{"allow":[{"cidr":"::ffff:10.0.0.0/104"}]}`, `{"allow":[{}],"allow":[]}`,
+	} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		got, err := decodeEgress(body)
+		if err != nil {
+			if code, _ := sandbox.Public(err); code != sandbox.CodeInvalid {
+				t.Fatalf("error of code %s: %v", code, err)
+			}
+			return
+		}
+		var want rest.EgressRequest
+		if err := json.Unmarshal(body, &want); err != nil {
+			t.Fatalf("accepted %q, but encoding/json says: %v", body, err)
+		}
+		checkEgress(t, body, got, want)
 	})
 }
 
@@ -86,6 +150,7 @@ func FuzzRequest(f *testing.F) {
 		"POST /sandboxes HTTP/1.1\r\n" + host + key + "Content-Length: 2\r\n\r\n{}",
 		"POST /sandboxes/" + knownID + "/exec HTTP/1.1\r\n" + host + key + "Content-Length: 12\r\n\r\n{\"code\":\"1\"}",
 		"POST /sandboxes/" + knownID + "/exec HTTP/1.1\r\n" + host + key + "Transfer-Encoding: chunked\r\n\r\nc\r\n{\"code\":\"1\"}\r\n0\r\n\r\n",
+		"PUT /sandboxes/" + knownID + "/egress HTTP/1.1\r\n" + host + key + "Content-Length: 28\r\n\r\n{\"allow\":[{\"host\":\"a.test\"}]}",
 		"GET http://evil.test/sandboxes HTTP/1.1\r\n" + host + key + "\r\n",
 		"GET /sandboxes HTTP/1.0\r\n" + key + "\r\n",
 		"DELETE /sandboxes/%2e%2e HTTP/1.1\r\n" + host + key + "\r\n",

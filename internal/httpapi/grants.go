@@ -17,6 +17,7 @@ type grants struct {
 	least, most rest.Limits
 	packs       []string
 	bootPaths   []string
+	egress      bool
 }
 
 // grantsOf returns what a daemon grants that has those limits and says that of
@@ -28,7 +29,7 @@ func grantsOf(limits sandbox.Policy, info rest.Info) grants {
 	paths := []string{string(sandbox.ColdBoot), string(sandbox.Restored), string(sandbox.Pooled)}
 	return grants{
 		least: describeLimits(sandbox.LeastLimits()), most: most,
-		packs: info.Packs, bootPaths: paths[:slices.Index(paths, info.BootPath)+1],
+		packs: info.Packs, bootPaths: paths[:slices.Index(paths, info.BootPath)+1], egress: info.Egress,
 	}
 }
 
@@ -38,6 +39,10 @@ func grantsOf(limits sandbox.Policy, info rest.Info) grants {
 // sandbox.
 func (g grants) state(schemas map[string]*huma.Schema) {
 	setEnum(schemas["CreateRequest"].Properties["boot_path"], g.bootPaths)
+	if !g.egress {
+		delete(schemas["CreateRequest"].Properties, "egress")
+	}
+	setEnum(schemas["EgressRuleRequest"].Properties["protocol"], []string{"tcp", "udp"})
 	for _, name := range []string{"CreateRequest", "TemplateRequest"} {
 		g.bound(schemas[name].Properties)
 	}

@@ -132,6 +132,7 @@ var (
 	startShape    = shapeOf[rest.StartRequest]()
 	signalShape   = shapeOf[rest.SignalRequest]()
 	templateShape = shapeOf[rest.TemplateRequest]()
+	egressShape   = shapeOf[rest.EgressRequest]()
 )
 
 // decodeCreate turns the body of a create request into a spec.
@@ -150,7 +151,18 @@ func decodeCreate(body []byte) (sandbox.Spec, error) {
 		return sandbox.Spec{}, err
 	}
 	path, err := sandbox.ParseBootPath(req.BootPath)
-	return sandbox.Spec{Pack: req.LanguagePack, Limits: l, BootPath: path}, err
+	if err != nil {
+		return sandbox.Spec{}, err
+	}
+	spec := sandbox.Spec{Pack: req.LanguagePack, Limits: l, BootPath: path}
+	if req.Egress != nil {
+		policy, err := egressOf(*req.Egress)
+		if err != nil {
+			return sandbox.Spec{}, err
+		}
+		spec.Egress = &policy
+	}
+	return spec, nil
 }
 
 // maxTimeoutMS is the longest time limit that a [time.Duration] can hold.
@@ -190,7 +202,7 @@ func program(req rest.ExecRequest) (sandbox.ExecRequest, error) {
 
 // describe returns sb in the API's words.
 func describe(sb sandbox.Sandbox) rest.Sandbox {
-	return rest.Sandbox{
+	out := rest.Sandbox{
 		ID:           string(sb.ID),
 		LanguagePack: sb.Pack,
 		State:        string(sb.State),
@@ -203,4 +215,9 @@ func describe(sb sandbox.Sandbox) rest.Sandbox {
 		ExpiresAt:     sb.ExpiresAt.UTC(),
 		IdleExpiresAt: sb.IdleExpiresAt.UTC(),
 	}
+	if sb.Egress != nil {
+		policy := describeEgress(*sb.Egress)
+		out.Egress = &policy
+	}
+	return out
 }

@@ -44,6 +44,11 @@ type Engine interface {
 	ExecOutput(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, req sandbox.OutputRequest) (io.ReadCloser, error)
 	FeedExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, data []byte, end bool) error
 	SignalExec(ctx context.Context, id sandbox.ID, ex sandbox.ExecID, signal sandbox.Signal) error
+	// SetEgress returns the policy that is in force from then on.
+	SetEgress(ctx context.Context, id sandbox.ID, asked sandbox.Egress) (sandbox.Egress, error)
+	Egress(id sandbox.ID) (sandbox.Egress, error)
+	// EgressDenials returns what was refused so far.
+	EgressDenials(id sandbox.ID) ([]sandbox.EgressDenial, error)
 	Delete(ctx context.Context, id sandbox.ID) error
 	Get(id sandbox.ID) (sandbox.Sandbox, error)
 	// Inspect returns a sandbox and what confines it.
@@ -79,7 +84,7 @@ func New(cfg Config) *API {
 		mux: http.NewServeMux(), open: make(map[string]bool),
 		bodyGrace: bodyGrace, writeGrace: writeGrace,
 	}
-	routes := slices.Concat(a.routes(), a.execRoutes(), a.templateRoutes(), a.operatorRoutes())
+	routes := slices.Concat(a.routes(), a.execRoutes(), a.egressRoutes(), a.templateRoutes(), a.operatorRoutes())
 	for _, rt := range routes {
 		pattern := rt.method + " " + rt.path
 		a.mux.Handle(pattern, a.handler(rt))
@@ -123,7 +128,7 @@ func (a *API) routes() []route {
 			method: "POST", path: "/sandboxes", id: "create-sandbox", summary: "Create a sandbox",
 			doc: "Boots a microVM and returns when it takes programs. A client that goes away before that leaves no sandbox behind.",
 			in:  rest.CreateRequest{}, inOptional: true, out: rest.CreateResponse{}, status: http.StatusCreated,
-			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeClosing},
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeNoEgress, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeClosing},
 			serve:  a.create,
 		},
 		{

@@ -71,8 +71,8 @@ func TestAnswers(t *testing.T) {
 		{name: "create, limit is a fraction", method: "POST", path: "/sandboxes", body: `{"timeout_s":1.5}`, status: 400, want: invalid},
 		{name: "create, limit twice", method: "POST", path: "/sandboxes", body: `{"vcpus":1,"vcpus":1}`, status: 400, want: `{"error":"field \"vcpus\" appears twice","code":"invalid_request"}`},
 		{name: "create, endless lifetime", method: "POST", path: "/sandboxes", body: `{"timeout_s":9223372036854775807}`, status: 400, want: `{"error":"timeout_s is 9223372036854775807; no time is that long","code":"invalid_request"}`},
-		{name: "create, 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10), status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
-		{name: "create, over 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10+1), status: 413, want: fmt.Sprintf(tooLarge, 4<<10)},
+		{name: "create, 260 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 260<<10), status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
+		{name: "create, over 260 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 260<<10+1), status: 413, want: fmt.Sprintf(tooLarge, 260<<10)},
 
 		{name: "exec", method: "POST", path: exec, body: `{"code":"print(6*7)"}`,
 			engine: &fakeEngine{result: sandbox.ExecResult{Stdout: []byte("42\n"), Warm: true, Duration: 13021 * time.Microsecond}},
@@ -129,7 +129,7 @@ func TestAnswers(t *testing.T) {
 		{name: "delete, malformed id", method: "DELETE", path: "/sandboxes/nonsense", status: 404, want: notFound},
 		{name: "delete, internal", method: "DELETE", path: "/sandboxes/" + knownID, engine: &fakeEngine{err: hostile}, status: 500, want: internal},
 
-		{name: "info", method: "GET", path: "/info", status: 200, want: `{"guest_ram_mib":256,"guest_vcpus":1,"boot_path":"cold-boot","packs":["python","shell"],"work_dir":"/data","pool":[{"pack":"python","size":{"vcpus":1,"memory_mib":256},"ready":1,"target":2,"min":2,"max":4,"hits":5,"misses":6,"refills":7,"failures":8}],"kvm":"emulated","versions":{"emberd":"1.2.3","firecracker":"1.12.1","host_kernel":"6.1.0"}}`},
+		{name: "info", method: "GET", path: "/info", status: 200, want: `{"guest_ram_mib":256,"guest_vcpus":1,"boot_path":"cold-boot","packs":["python","shell"],"work_dir":"/data","pool":[{"pack":"python","size":{"vcpus":1,"memory_mib":256},"ready":1,"target":2,"min":2,"max":4,"hits":5,"misses":6,"refills":7,"failures":8}],"kvm":"emulated","egress":true,"versions":{"emberd":"1.2.3","firecracker":"1.12.1","host_kernel":"6.1.0"}}`},
 		{name: "pool", method: "GET", path: "/pool", status: 200, want: `{"pool":[{"pack":"python","size":{"vcpus":1,"memory_mib":256},"ready":1,"target":2,"min":2,"max":4,"hits":5,"misses":6,"refills":7,"failures":8}]}`},
 		{name: "health", method: "GET", path: "/healthz", status: 200, want: `{"status":"ok"}`},
 		{name: "ready", method: "GET", path: "/readyz", status: 200, want: `{"status":"ready"}`},
@@ -281,7 +281,7 @@ func TestPanic(t *testing.T) {
 func TestChunkedBody(t *testing.T) {
 	srv := httptest.NewServer(newAPI(&fakeEngine{}))
 	defer srv.Close()
-	body := io.MultiReader(strings.NewReader(padded(`{}`, 4<<10)), strings.NewReader(" "))
+	body := io.MultiReader(strings.NewReader(padded(`{}`, rest.MaxCreateBody)), strings.NewReader(" "))
 	resp, err := http.Post(srv.URL+"/sandboxes", "", body)
 	if err != nil {
 		t.Fatal(err)

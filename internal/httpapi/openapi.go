@@ -75,7 +75,15 @@ func openAPI(routes []route, g grants) []byte {
 // acceptNull has the schema of a request say that null counts as absent.
 func acceptNull(s *huma.Schema) {
 	for name, property := range s.Properties {
-		property.Nullable = !slices.Contains(s.Required, name)
+		switch {
+		case slices.Contains(s.Required, name):
+		case property.Ref != "":
+			s.Properties[name] = &huma.Schema{
+				Description: property.Description, AnyOf: []*huma.Schema{{Ref: property.Ref}, {Type: "null"}},
+			}
+		default:
+			property.Nullable = true
+		}
 	}
 }
 

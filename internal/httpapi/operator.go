@@ -162,5 +162,9 @@ func describeEvent(r telemetry.Record) rest.Event {
 	if r.Kind == sandbox.EventExec && r.Ran > 0 {
 		event.Start = rest.StartName(r.Warm)
 	}
+	if r.Denied != nil {
+		denied := describeDenial(*r.Denied)
+		event.EgressDenied = &denied
+	}
 	return event
 }

@@ -38,6 +38,8 @@ func (a execAnswer) writeTo(w io.Writer) error {
 		LimitsHit:  a.res.Hit.Names(),
 		Error:      a.res.Err,
 		ExecID:     string(a.res.ID),
+
+		EgressDenied: describeDenials(a.res.EgressDenied),
 	})
 	if err != nil {
 		return err

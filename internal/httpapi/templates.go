@@ -47,7 +47,7 @@ func (a *API) templateRoutes() []route {
 }
 
 func (a *API) buildTemplate(w http.ResponseWriter, r *http.Request) (any, error) {
-	body, err := a.readBody(w, r, rest.MaxCreateBody)
+	body, err := a.readBody(w, r, rest.MaxSmallBody)
 	if err != nil {
 		return nil, err
 	}

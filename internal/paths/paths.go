@@ -85,6 +85,10 @@ func (d Data) Machine() string { return d.in("machine") }
 // Keys is the file of the API keys, as hashes.
 func (d Data) Keys() string { return d.in("keys.json") }
 
+// Audit is the file of what sandboxes were allowed and refused to reach. The one
+// before it is beside it.
+func (d Data) Audit() string { return d.in("audit.jsonl") }
+
 // Run is the run directory.
 type Run string
 

@@ -38,10 +38,10 @@ type Network interface {
 }
 
 // errNoNetworks is the answer of an emberd that gives no interfaces.
-var errNoNetworks = sandbox.NoEgress("this emberd gives none; start it with --egress, or create the sandbox without egress")
+var errNoNetworks = sandbox.EgressUnavailable("this emberd gives none; start it with --egress, or create the sandbox without egress")
 
 // errNoInterface is what a client is told of an interface that could not be made.
-var errNoInterface = sandbox.NoEgress("emberd's log says why, and `emberctl doctor` what the host lacks")
+var errNoInterface = sandbox.EgressUnavailable("emberd's log says why, and `emberctl doctor` what the host lacks")
 
 // CheckEgress returns an error if networks cannot give what policy, if it is set,
 // asks for.

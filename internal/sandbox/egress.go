@@ -87,7 +87,9 @@ func (d EgressDenial) Key() string {
 	return fmt.Sprintf("%s|%s|%s|%d|%s", d.Reason, d.Protocol, cmp.Or(d.Host, "-"), d.Port, d.Addr)
 }
 
-// EgressDenialsSince returns what was refused after before was taken.
+// EgressDenialsSince returns what was refused after before was taken. What was
+// refused less often than it had been was forgotten meanwhile, and is counted
+// anew.
 func EgressDenialsSince(before, now []EgressDenial) []EgressDenial {
 	seen := make(map[string]int64, len(before))
 	for _, d := range before {
@@ -95,7 +97,10 @@ func EgressDenialsSince(before, now []EgressDenial) []EgressDenial {
 	}
 	var since []EgressDenial
 	for _, d := range now {
-		if d.Count -= seen[d.Key()]; d.Count > 0 {
+		if known := seen[d.Key()]; known <= d.Count {
+			d.Count -= known
+		}
+		if d.Count > 0 {
 			since = append(since, d)
 		}
 	}

@@ -25,6 +25,7 @@ const (
 	CodeClosing      Code = "shutting_down"
 	CodeEnded        Code = "exec_ended"  // the program has, or its input
 	CodeOutputGone   Code = "output_gone" // too old to be kept
+	CodeNoEgress     Code = "no_egress"   // the sandbox is without, or emberd gives none
 	CodeCanceled     Code = "canceled"
 	CodeInternal     Code = "internal"
 )
@@ -50,6 +51,7 @@ var (
 	ErrCapacity     = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
 	ErrBoot         = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
 	ErrEgress       = &Error{Code: CodeEgress, Message: "the sandbox cannot have a network interface"}
+	ErrNoEgress     = &Error{Code: CodeNoEgress, Message: "the sandbox was made without egress, and so has no network interface; make one with egress"}
 	ErrLost         = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
 	ErrStarting     = &Error{Code: CodeStarting, Message: "emberd is starting, and looks after the sandboxes that it finds"}
 	ErrClosing      = &Error{Code: CodeClosing, Message: "emberd is shutting down"}
@@ -100,14 +102,20 @@ func OverCapacity(format string, args ...any) *Error {
 	return &Error{Code: CodeCapacity, Message: fmt.Sprintf(format, args...)}
 }
 
+// NoEgress is [ErrNoEgress] for a sandbox that cannot be given an interface, and
+// why.
+func NoEgress(format string, args ...any) *Error {
+	return &Error{Code: CodeNoEgress, Message: fmt.Sprintf(format, args...)}
+}
+
 // NoBootPath is [ErrCapacity] for a request that insists on path, and why there
 // is no microVM to be had that way.
 func NoBootPath(path BootPath, why string) *Error {
 	return OverCapacity("boot_path is %q, but %s", path, why)
 }
 
-// NoEgress is [ErrEgress] with why, and what to do about it.
-func NoEgress(why string) *Error {
+// EgressUnavailable is [ErrEgress] with why, and what to do about it.
+func EgressUnavailable(why string) *Error {
 	return &Error{Code: CodeEgress, Message: ErrEgress.Message + ": " + why}
 }
 

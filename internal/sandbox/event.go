@@ -18,6 +18,8 @@ const (
 	// EventOOM is a program that had no memory left, or a VMM that the host's OOM
 	// killer ended.
 	EventOOM EventKind = "oom"
+	// EventEgressDenied is something that a sandbox wanted to reach and may not.
+	EventEgressDenied EventKind = "egress_denied"
 	// EventAdopted is a sandbox that an earlier daemon made and this one goes on
 	// with.
 	EventAdopted EventKind = "adopted"
@@ -48,6 +50,12 @@ type Event struct {
 	// ahead. Both are known only of an exec that has a result.
 	Ran  time.Duration
 	Warm bool
+	// Denied is what was refused, and how often since it was last told; nil unless
+	// the event is that.
+	Denied *EgressDenial
+	// CountOnly says that the event is to be counted and not to be kept, as there
+	// were others like it.
+	CountOnly bool
 }
 
 // Load is one sandbox in any state, and how many programs run in it.

@@ -60,6 +60,8 @@ type ExecResult struct {
 	Err string
 	// Hit is which of the sandbox's limits the program ran into.
 	Hit LimitsHit
+	// EgressDenied is what was refused to the sandbox while the program ran.
+	EgressDenied []EgressDenial
 }
 
 // Exec is what the guest knows of a program that runs or has ended.
@@ -74,6 +76,9 @@ type Exec struct {
 	// may be given more.
 	StdinBytes int64
 	StdinOpen  bool
+	// EgressDenied is what was refused to the sandbox while the program ran, as far
+	// as this daemon saw it run.
+	EgressDenied []EgressDenial
 }
 
 // Span is the part of a stream from First up to, and without, End.

@@ -2,6 +2,7 @@ package telemetry
 
 import (
 	"cmp"
+	"slices"
 	"strconv"
 	"time"
 
@@ -10,8 +11,11 @@ import (
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
-// none is the label of what has no value.
-const none = "none"
+// none is the label of what has no value, and other of what has one too many.
+const (
+	none  = "none"
+	other = "other"
+)
 
 // counters is what is counted as it happens.
 type counters struct {
@@ -24,6 +28,7 @@ type counters struct {
 	ends          *prometheus.CounterVec
 	adopted       prometheus.Counter
 	ooms          *prometheus.CounterVec
+	denials       *prometheus.CounterVec
 	requests      *prometheus.CounterVec
 }
 
@@ -51,6 +56,8 @@ func newCounters() counters {
 		}),
 		ooms: counter("emberd_ooms_total",
 			"Programs that had no memory left in their guest, and VMMs that the host's OOM killer ended.", "where"),
+		denials: counter("emberd_egress_denied_total",
+			"What sandboxes wanted to reach and may not, by the reason and the protocol.", "reason", "protocol"),
 		requests: counter("emberd_http_requests_total",
 			"Answers of the API, by route and status.", "route", "status"),
 	}
@@ -70,7 +77,7 @@ func latency(name, help, label string) *prometheus.HistogramVec {
 
 func (c *counters) all() []prometheus.Collector {
 	return []prometheus.Collector{
-		c.creates, c.createSeconds, c.rejections, c.execs, c.execSeconds, c.execOverhead, c.ends, c.adopted, c.ooms, c.requests,
+		c.creates, c.createSeconds, c.rejections, c.execs, c.execSeconds, c.execOverhead, c.ends, c.adopted, c.ooms, c.denials, c.requests,
 	}
 }
 
@@ -94,12 +101,33 @@ func (c *counters) count(event sandbox.Event) {
 		}
 	case sandbox.EventOOM:
 		c.ooms.WithLabelValues(event.Reason).Inc()
+	case sandbox.EventEgressDenied:
+		c.denied(event.Denied)
 	case sandbox.EventAdopted:
 		c.adopted.Inc()
 	case sandbox.EventDeleted, sandbox.EventExpired, sandbox.EventLost:
 		c.ends.WithLabelValues(string(event.Kind), event.Reason).Inc()
 	case sandbox.EventCreated: // how it ends is counted
 	}
+}
+
+// The labels of denials. What is none of them is a number of the guest's choice.
+var (
+	deniedReasons = []sandbox.EgressReason{
+		sandbox.DeniedNoRule, sandbox.DeniedRange, sandbox.DeniedName, sandbox.DeniedUnnamed, sandbox.DeniedLimit,
+	}
+	deniedProtocols = []sandbox.Protocol{sandbox.TCP, sandbox.UDP, sandbox.DNS, "icmp"}
+)
+
+func (c *counters) denied(d *sandbox.EgressDenial) {
+	reason, protocol := string(d.Reason), string(d.Protocol)
+	if !slices.Contains(deniedReasons, d.Reason) {
+		reason = other
+	}
+	if !slices.Contains(deniedProtocols, d.Protocol) {
+		protocol = other
+	}
+	c.denials.WithLabelValues(reason, protocol).Add(float64(max(0, d.Count)))
 }
 
 func startName(warm bool) string {

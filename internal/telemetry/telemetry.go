@@ -49,8 +49,9 @@ func New(registry *prometheus.Registry, version string, now func() time.Time) *T
 // Publish counts an event and keeps it for those who follow. It waits for nobody.
 func (t *Telemetry) Publish(event sandbox.Event) {
 	t.counters.count(event)
-	// A client that asks again and again must not push out what happened.
-	if event.Kind != sandbox.EventRejected {
+	// A client that asks again and again must not push out what happened, nor a guest
+	// that does.
+	if event.Kind != sandbox.EventRejected && !event.CountOnly {
 		t.events.add(event)
 	}
 }

@@ -217,3 +217,15 @@ func TestNativeHistograms(t *testing.T) {
 		t.Errorf("%s, %d bytes, %v", contentType, len(body), err)
 	}
 }
+
+// What is only to be counted pushes out nothing that happened.
+func TestCountOnly(t *testing.T) {
+	tel := New(prometheus.NewRegistry(), "test", nil)
+	tel.Publish(sandbox.Event{Kind: sandbox.EventReady})
+	for range kept {
+		tel.Publish(sandbox.Event{Kind: sandbox.EventEgressDenied, Denied: &sandbox.EgressDenial{Count: 1}, CountOnly: true})
+	}
+	if p := tel.Since(""); len(p.Events) != 1 || p.Events[0].Kind != sandbox.EventReady {
+		t.Errorf("kept are %d events", len(p.Events))
+	}
+}

@@ -77,7 +77,7 @@ func (t tap) within(f func() error) error {
 			if err != nil {
 				return err
 			}
-			defer ns.Close() //nolint:errcheck // it was only read
+			defer ns.Close()
 			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
 				return err
 			}
@@ -93,7 +93,7 @@ func (t tap) make() error {
 	if err != nil {
 		return err
 	}
-	defer unix.Close(fd) //nolint:errcheck // it stays
+	defer unix.Close(fd)
 	req, err := unix.NewIfreq(egress.TAP)
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -76,11 +77,7 @@ func (n *Networks) Fail(err error) {
 func (n *Networks) Open() map[sandbox.VMID]*Network {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	open := make(map[sandbox.VMID]*Network)
-	for id, network := range n.open {
-		open[id] = network
-	}
-	return open
+	return maps.Clone(n.open)
 }
 
 // Attach makes what a fake takes for its TAP.

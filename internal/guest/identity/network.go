@@ -161,7 +161,7 @@ func interfaceIndex(name string) (int32, error) {
 		return 0, err
 	}
 	err = unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, req)
-	return int32(req.Uint32()), err //nolint:gosec // the kernel's own type
+	return int32(req.Uint32()), err
 }
 
 // set changes flags of the interface, those in mask, and its MAC address unless
@@ -190,7 +190,7 @@ func (l link) clear() error {
 			continue
 		}
 		bits, _ := had.Mask.Size()
-		header := unix.IfAddrmsg{Family: unix.AF_INET, Prefixlen: uint8(bits), Index: uint32(l.index)} //nolint:gosec // bits are 32 at most
+		header := unix.IfAddrmsg{Family: unix.AF_INET, Prefixlen: uint8(bits), Index: uint32(l.index)}
 		err := l.ask(unix.RTM_DELADDR, 0, header, func(a *netlink.AttributeEncoder) { a.Bytes(unix.IFA_LOCAL, had.IP.To4()) })
 		if err != nil {
 			return fmt.Errorf("remove address %v: %w", had, err)
@@ -219,7 +219,7 @@ func (l link) connect(family uint8, address, gateway, gatewayMAC []byte) error {
 		{
 			"address", unix.RTM_NEWADDR,
 			// Nobody else can have it, so nobody is asked.
-			unix.IfAddrmsg{Family: family, Prefixlen: bits, Flags: unix.IFA_F_NODAD, Index: uint32(l.index)}, //nolint:gosec // never negative
+			unix.IfAddrmsg{Family: family, Prefixlen: bits, Flags: unix.IFA_F_NODAD, Index: uint32(l.index)},
 			func(a *netlink.AttributeEncoder) {
 				a.Bytes(unix.IFA_LOCAL, address)
 				a.Bytes(unix.IFA_ADDRESS, address)
