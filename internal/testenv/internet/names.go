@@ -41,17 +41,7 @@ type Answer struct {
 type Script func(Question) Answer
 
 // Host gives a name its addresses.
-func (n *Internet) Host(name string, addrs ...string) {
-	var records []string
-	for _, a := range addrs {
-		kind := "A"
-		if netip.MustParseAddr(a).Is6() {
-			kind = "AAAA"
-		}
-		records = append(records, fmt.Sprintf("%s 60 IN %s %s", dns.Fqdn(name), kind, a))
-	}
-	n.Script(name, Records(records...))
-}
+func (n *Internet) Host(name string, addrs ...string) { n.Script(name, Addresses(name, addrs...)) }
 
 // Script has a name's questions answered by s. Names without a script do not
 // exist.
@@ -73,6 +63,19 @@ func Records(lines ...string) Script {
 		}
 		return a
 	}
+}
+
+// Addresses is a script that answers with addresses, which hold for a minute.
+func Addresses(name string, addrs ...string) Script {
+	lines := make([]string, len(addrs))
+	for i, a := range addrs {
+		kind := "A"
+		if netip.MustParseAddr(a).Is6() {
+			kind = "AAAA"
+		}
+		lines[i] = fmt.Sprintf("%s 60 IN %s %s", dns.Fqdn(name), kind, a)
+	}
+	return Records(lines...)
 }
 
 // Asked is what name servers were asked since Forget.
