@@ -47,7 +47,8 @@ const (
 // segmentation is left to the interface, so a flow comes to the first limit; small
 // frames, each of which costs the host as much as a large one, come to the second.
 // Firecracker looks at a bucket that was emptied every 100 ms, so one holds what
-// may go through in 250.
+// may go through in 250. A snapshot holds them: templates of before a change keep
+// theirs unless their format is raised.
 var flood = rateLimiter{
 	Bytes:  tokenBucket{Size: 1_000_000_000 / 8 / 4, RefillMs: 250},
 	Frames: tokenBucket{Size: 20_000 / 4, RefillMs: 250},

@@ -67,24 +67,32 @@ func (tap) Set(context.Context, sandbox.Egress) error { return nil }
 func (tap) Denials() []sandbox.EgressDenial           { return nil }
 func (tap) Close() error                              { return nil }
 
-// within calls f on a thread in the VMM's network namespace, which ends with it.
-func (t tap) within(f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		done <- func() error {
-			ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", t.vmm.PID))
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			return f()
-		}()
+// within calls f on a thread that is in the VMM's network namespace for so long. It
+// goes back: a thread that is given up ends, but the first of the process cannot,
+// and what it is in would be the process's.
+func (t tap) within(f func() error) (err error) {
+	home, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		return err
+	}
+	defer home.Close()
+	there, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", t.vmm.PID))
+	if err != nil {
+		return err
+	}
+	defer there.Close()
+	runtime.LockOSThread()
+	defer func() {
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, back)
+			return // the thread is nobody else's any more
+		}
+		runtime.UnlockOSThread()
 	}()
-	return <-done
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		return err
+	}
+	return f()
 }
 
 // make makes the device, for the VMM's user.
