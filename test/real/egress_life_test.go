@@ -62,6 +62,11 @@ func TestEgressFromTheFirstInstruction(t *testing.T) {
 		"--egress-dns", internet.Resolver.String(),
 	}
 	d := startEmberd(t, data, run, flags...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("the first daemon's log:\n%s", d.log)
+		}
+	})
 	open, shut := policy(t, `[{"host": "api.example.org", "ports": [443]}]`), policy(t, `[]`)
 
 	cold, err := d.Create(t.Context(), "flood", client.WithEgress(open), client.WithBootPath("cold-boot"))
@@ -78,7 +83,7 @@ func TestEgressFromTheFirstInstruction(t *testing.T) {
 	}
 	checkQuiet(t, n, "while a template is made")
 	ids := []string{cold}
-	for range 2 {
+	for range span(1, 3) {
 		id, err := d.Create(t.Context(), "flood", client.WithEgress(open), client.WithBootPath("restore"))
 		if err != nil {
 			t.Fatal(err)
