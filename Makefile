@@ -47,8 +47,8 @@ test-packages: build ## install, upgrade and purge the packages on a clean Debia
 	./test/packages.sh $(NFPM_VERSION) $(VERSION)
 
 .PHONY: test-long
-test-long: build ## floods, bombs, residue and all programs of Node; an hour and a half, not in CI
-	./test/real.sh -long -test.timeout 150m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$$'
+test-long: build ## floods, bombs, residue, egress and all programs of Node; two hours, not in CI
+	./test/real.sh -long -test.timeout 180m -test.run '^(TestFloods|TestBombs|TestEgress.*|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$$'
 
 .PHONY: bench
 bench: build ## what a sandbox's life costs, inside the machine; BENCH_ARGS=--json

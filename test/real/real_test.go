@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once, and run every program of Node; an hour and a half")
+var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once, measure what egress costs, and run every program of Node; two hours")
 
 // idleEnv has this test binary do nothing for a long time.
 const idleEnv = "EMBERD_TEST_IDLE"
