@@ -91,8 +91,6 @@ type Config struct {
 // goroutines.
 type Engine struct {
 	cfg Config
-	// network returns the interface of a VM, nil if it has none.
-	network func(*provision.VM) provision.Network
 	// auditFails says that the last line of the audit was lost.
 	auditFails atomic.Bool
 	// wg counts the owners of sandboxes, and what watches the deadlines.
@@ -177,7 +175,7 @@ func New(cfg Config) (*Engine, error) {
 		cfg.Foreground = provision.NewForeground(1)
 	}
 	e := &Engine{
-		cfg: cfg, entries: make(map[sandbox.ID]*entry), network: (*provision.VM).Network,
+		cfg: cfg, entries: make(map[sandbox.ID]*entry),
 		wake: make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
 	}
 	e.staying, e.depart = context.WithCancelCause(context.Background())
@@ -339,7 +337,7 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	en.mu.Unlock()
 	sb.VM, sb.BootPath = vm.ID, vm.BootPath
 	span.Set("emberd.boot_path", string(vm.BootPath))
-	if sb.Egress != nil && e.network(vm) == nil {
+	if sb.Egress != nil && vm.Network() == nil {
 		return errors.New("the microVM has no network interface")
 	}
 	if err := e.cfg.Faults.Hit(FaultReady); err != nil {

@@ -87,7 +87,8 @@ func (f *fixture) begin() {
 	f.cold.Records = f.records
 	f.cfg.Store, f.cfg.Provisioner = f.records, provision.NewCold(f.cold)
 	f.cfg.Adopter = provision.Adopter{
-		Host: provision.Host{Records: f.records, Log: f.cfg.Log, Faults: f.faults}, VMMs: f.launcher, Before: f.launcher.Left(),
+		Host: provision.Host{Records: f.records, Log: f.cfg.Log, Faults: f.faults}, VMMs: f.launcher, Networks: f.cold.Networks,
+		Before: f.launcher.Left(),
 	}
 	if f.Engine, err = New(f.cfg); err != nil {
 		f.t.Fatal(err)
