@@ -14,6 +14,7 @@ import (
 type wish struct {
 	pack, bootPath string
 	limits         client.Limits
+	key            string // of a request that may be repeated
 }
 
 // flags adds a flag for each part of the wish.

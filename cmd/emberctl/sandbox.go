@@ -20,11 +20,16 @@ func newCreateCmd(a *app) *cobra.Command {
 		Long: `Create boots a microVM and prints the sandbox's id when it takes programs.
 Interrupted before that, it leaves nothing behind.
 
+With --idempotency-key it can be repeated when it is not known what became of it:
+it creates one sandbox, and prints the same id for 24 hours. Interrupted, it then
+leaves the sandbox to the next try.
+
 A sandbox is deleted when its lifetime is over or when no program has run in it
 for its idle timeout; emberctl ls shows when that will be.`,
 		Example: `  id=$(emberctl create --pack shell --memory 512 --lifetime 10m)
   emberctl exec $id 'echo hello'
-  emberctl rm $id`,
+  emberctl rm $id
+  until id=$(emberctl create --idempotency-key job-4711); do sleep 1; done`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			show, stop := a.progress()
@@ -42,6 +47,7 @@ for its idle timeout; emberctl ls shows when that will be.`,
 		},
 	}
 	want.flags(a, cmd)
+	cmd.Flags().StringVar(&want.key, "idempotency-key", "", "create one sandbox however often this is repeated with the same key and flags")
 	return cmd
 }
 

@@ -53,6 +53,9 @@ type Config struct {
 	// are together.
 	Limits   sandbox.Policy
 	Capacity engine.Capacity
+	// RequestRate is how many requests a second may come with one API key, 0 for any
+	// number, and OnceKeys how many creates with an Idempotency-Key are remembered.
+	RequestRate, OnceKeys int
 	// Pool is how many microVMs of each pack are kept ready. Their memory is set
 	// aside from the capacity.
 	Pool map[string]pool.Bounds
@@ -124,6 +127,8 @@ func NewConfig() Config {
 		Init:          besideExecutable("emberd-init"),
 		Limits:        sandbox.DefaultPolicy(),
 		Capacity:      defaultCapacity(),
+		RequestRate:   defaultRequestRate,
+		OnceKeys:      defaultOnceKeys,
 		Users:         jail.DefaultUsers,
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
@@ -133,6 +138,14 @@ func NewConfig() Config {
 		Log:           slog.New(slog.DiscardHandler),
 	}
 }
+
+// defaultRequestRate is more than a client that waits for answers can send, so that
+// one that runs wild is slowed down. defaultOnceKeys take 4 KiB of the run directory
+// each when their sandboxes are gone.
+const (
+	defaultRequestRate = 1000
+	defaultOnceKeys    = 10_000
+)
 
 // What a daemon that was told nothing promises its sandboxes together: all of
 // the host's memory but what the host itself needs, and each of its CPUs many

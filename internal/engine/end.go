@@ -31,6 +31,9 @@ const (
 // tried again behind the answer.
 func (e *Engine) abandon(ctx context.Context, en *entry) error {
 	en.condemn(sandbox.Creating, failed)
+	en.mu.Lock()
+	en.sb.Once = sandbox.Once{} // whoever asks again has another one made
+	en.mu.Unlock()
 	close(en.doomed)
 	clean, cancel := cleanup.Context(ctx)
 	defer cancel()
@@ -115,7 +118,7 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 		err = en.remove(ctx)
 	}
 	if err == nil {
-		err = e.cfg.Store.Delete(sb.ID)
+		err = e.removeRecord(sb)
 	}
 	if err != nil {
 		return fmt.Errorf("take down %s: %w", sb.ID, err)

@@ -71,6 +71,8 @@ type Spec struct {
 	// BootPath is the one way that the microVM may come to be; empty means the
 	// fastest there is.
 	BootPath BootPath
+	// Once, unless it is zero, has the request carried out once.
+	Once Once
 }
 
 // Size is what a microVM is given.
@@ -140,6 +142,8 @@ type Sandbox struct {
 	// IdleExpiresAt is when it ends if no program is run until then. It is zero
 	// while one runs, and in records, since every program changes it.
 	IdleExpiresAt time.Time `json:"idle_expires_at,omitzero"`
+	// Once is of the request for it.
+	Once Once `json:"once,omitzero"`
 }
 
 // LimitsHit is which limits of a sandbox a program, or one that it started, ran

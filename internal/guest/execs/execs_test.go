@@ -22,7 +22,7 @@ func registry(budget int) (*Registry, *time.Time) {
 
 func add(t *testing.T, r *Registry, id string) *Exec {
 	t.Helper()
-	e, err := r.Add(id, 0)
+	e, err := r.Add(id, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func TestForgetting(t *testing.T) {
 	if list := r.List(); len(list) != 1 || list[0] != runs {
 		t.Errorf("%d are known after %v", len(list), maxAge)
 	}
-	if _, err := r.Add("runs", 0); !errors.Is(err, ErrExists) {
+	if _, err := r.Add("runs", "", 0); !errors.Is(err, ErrExists) {
 		t.Errorf("twice the same id: %v", err)
 	}
 }
