@@ -132,3 +132,43 @@ func TestExecOnceKilled(t *testing.T) {
 		t.Errorf("the key for another program that is started: %v", err)
 	}
 }
+
+// A daemon is killed while it takes down a sandbox that was made once. Who asks
+// again is told of that one, and no other is made.
+func TestDeleteKilledAndAskedAgain(t *testing.T) {
+	for _, step := range []string{engine.FaultDelete, engine.FaultClear} {
+		t.Run(step, func(t *testing.T) {
+			cfg := fakeConfig(t)
+			dir := cfg.Launcher.(*fctest.Launcher).Dir
+			first := startVictim(t, dir, step)
+			id, err := first.CreateOnce(t.Context(), "k", "shell")
+			if err != nil {
+				t.Fatal(err)
+			}
+			deleted := first.Delete(t.Context(), id) == nil
+			first.awaitEnd(t)
+
+			cfg.Templates = false
+			for range 2 {
+				d, end := runUntil(t, cfg)
+				awaitReady(t, d)
+				c := client.New(d.Addr())
+				if again, err := c.CreateOnce(t.Context(), "k", "shell"); err != nil || again != id {
+					t.Errorf("%s became %s, %v", id, again, err)
+				}
+				list, err := c.List(t.Context())
+				if err != nil || len(list) > 1 || len(list) == 1 && (deleted || list[0].ID != id) {
+					t.Errorf("there are %v, %v", list, err)
+				}
+				if len(list) == 1 {
+					if err := c.Delete(t.Context(), id); err != nil {
+						t.Error(err)
+					}
+					deleted = true
+				}
+				await(t, "no VMM", func() bool { return len(fakesIn(t, dir)) == 0 })
+				end()
+			}
+		})
+	}
+}
