@@ -325,8 +325,19 @@ func TestOnce(t *testing.T) {
 		w.WriteHeader(http.StatusCreated)
 		_, _ = io.WriteString(w, `{"id":"sb_a1b2c3d4e5f6","exec_id":"ex_0123456789ab"}`)
 	})
+	if _, err := c.CreateOnce(t.Context(), "", "shell"); err == nil || len(keys) > 0 {
+		t.Errorf("without a key, %q was sent: %v", keys, err)
+	}
 	for _, key := range []string{"", "k"} {
-		if got, err := c.CreateOnce(t.Context(), key, "shell", WithLimits(Limits{PIDs: 20})); got != id || err != nil {
+		create := func(ctx context.Context, options ...CreateOption) (string, error) {
+			return c.Create(ctx, "shell", options...)
+		}
+		if key != "" {
+			create = func(ctx context.Context, options ...CreateOption) (string, error) {
+				return c.CreateOnce(ctx, key, "shell", options...)
+			}
+		}
+		if got, err := create(t.Context(), WithLimits(Limits{PIDs: 20})); got != id || err != nil {
 			t.Errorf("%s, %v", got, err)
 		}
 		if _, err := c.Exec(t.Context(), id, Program{Code: "1", Key: key}); err != nil {

@@ -72,6 +72,9 @@ func (c *Client) Create(ctx context.Context, pack string, options ...CreateOptio
 //
 // When ctx ends first, the sandbox is made all the same, and found by calling again.
 func (c *Client) CreateOnce(ctx context.Context, key, pack string, options ...CreateOption) (string, error) {
+	if key == "" {
+		return "", errors.New("a sandbox that is to be created once needs a key")
+	}
 	var created rest.CreateResponse
 	err := c.do(ctx, http.MethodPost, "/sandboxes", createRequest(pack, options), &created, once(key))
 	return created.ID, err

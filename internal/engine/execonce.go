@@ -105,10 +105,11 @@ func notStarted(err error) bool {
 // get to know of it in between from a daemon that was killed.
 const attempts = 3
 
-// once asks the guest what it knows of a program, has start start it if that is
-// nothing, and known find out the rest if it was started before.
-func (e *Engine) once(ctx context.Context, en *entry, req sandbox.ExecRequest, start func(sandbox.ID) (sandbox.ExecResult, error),
-	known func(sandbox.ExecID, *provision.VM, error) (sandbox.ExecResult, error),
+// findOrStart asks the guest what it knows of a program. If that is nothing, it
+// calls start; else found, with an error if no more is known than that it was
+// started.
+func (e *Engine) findOrStart(ctx context.Context, en *entry, req sandbox.ExecRequest, start func(sandbox.ID) (sandbox.ExecResult, error),
+	found func(sandbox.ExecID, *provision.VM, error) (sandbox.ExecResult, error),
 ) (res sandbox.ExecResult, err error) {
 	sb, vm := en.snapshot()
 	ex := req.Once.ExecID(sb.ID)
@@ -118,9 +119,9 @@ func (e *Engine) once(ctx context.Context, en *entry, req sandbox.ExecRequest, s
 		cancel()
 		switch {
 		case err == nil || errors.Is(err, agent.ErrExists):
-			return known(ex, vm, err)
+			return found(ex, vm, err)
 		case !errors.Is(err, agent.ErrNoExec):
-			return res, e.execError(ask, en, vm, err)
+			return res, e.execError(ctx, en, vm, err)
 		}
 		if res, err = start(sb.ID); !errors.Is(err, agent.ErrExists) {
 			break
@@ -134,7 +135,7 @@ func (e *Engine) once(ctx context.Context, en *entry, req sandbox.ExecRequest, s
 
 // runOnce runs a program to its end.
 func (e *Engine) runOnce(ctx context.Context, en *entry, req sandbox.ExecRequest, out *outputs) (sandbox.ExecResult, error) {
-	return e.once(ctx, en, req, func(id sandbox.ID) (sandbox.ExecResult, error) {
+	return e.findOrStart(ctx, en, req, func(id sandbox.ID) (sandbox.ExecResult, error) {
 		run, err := e.beginExec(id, req)
 		if err != nil {
 			return sandbox.ExecResult{}, err
@@ -151,7 +152,7 @@ func (e *Engine) runOnce(ctx context.Context, en *entry, req sandbox.ExecRequest
 
 // startOnce starts a program, and does not wait for its end.
 func (e *Engine) startOnce(ctx context.Context, en *entry, req sandbox.ExecRequest, _ *outputs) (sandbox.ExecResult, error) {
-	return e.once(ctx, en, req, func(id sandbox.ID) (sandbox.ExecResult, error) {
+	return e.findOrStart(ctx, en, req, func(id sandbox.ID) (sandbox.ExecResult, error) {
 		ex, err := e.startExec(ctx, id, req)
 		return sandbox.ExecResult{ID: ex}, err
 	}, func(ex sandbox.ExecID, _ *provision.VM, _ error) (sandbox.ExecResult, error) {

@@ -216,15 +216,15 @@ func TestOnce(t *testing.T) {
 	is := func(when string, known *Exec, gone error) {
 		t.Helper()
 		for digest, want := range map[string]error{"digest": gone, "other": ErrDiffers} {
-			if got, err := r.GetOnce("once", digest); err != want || err == nil && got != known {
+			if got, err := r.GetOnce("once", digest); !errors.Is(err, want) || err == nil && got != known {
 				t.Errorf("%s, with the digest %q: %v", when, digest, err)
 			}
 		}
-		if _, err := r.Add("once", "digest", 0); err != ErrExists {
+		if _, err := r.Add("once", "digest", 0); !errors.Is(err, ErrExists) {
 			t.Errorf("%s it is started again: %v", when, err)
 		}
 		for _, digest := range []string{"other", ""} {
-			if _, err := r.Add("once", digest, 0); err != ErrDiffers {
+			if _, err := r.Add("once", digest, 0); !errors.Is(err, ErrDiffers) {
 				t.Errorf("%s it is started again with the digest %q: %v", when, digest, err)
 			}
 		}
@@ -234,10 +234,10 @@ func TestOnce(t *testing.T) {
 	is("when it has ended", e, nil)
 	*now = now.Add(maxAge + time.Second)
 	is("when it is forgotten", nil, ErrExists)
-	if _, err := r.GetOnce("nobody", "digest"); err != ErrNotFound {
+	if _, err := r.GetOnce("nobody", "digest"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("a program that was never started: %v", err)
 	}
-	if _, err := r.GetOnce("plain", "digest"); err != ErrDiffers {
+	if _, err := r.GetOnce("plain", "digest"); !errors.Is(err, ErrDiffers) {
 		t.Errorf("a program without a digest: %v", err)
 	}
 	for i := 1; i < maxOnce; i++ {
@@ -247,7 +247,7 @@ func TestOnce(t *testing.T) {
 		}
 		r.Forget(e)
 	}
-	if _, err := r.Add("more", "digest", 0); err != ErrMany {
+	if _, err := r.Add("more", "digest", 0); !errors.Is(err, ErrMany) {
 		t.Errorf("one too many: %v", err)
 	}
 	add(t, r, "more")
