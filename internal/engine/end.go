@@ -31,6 +31,9 @@ const (
 // tried again behind the answer.
 func (e *Engine) abandon(ctx context.Context, en *entry) error {
 	en.condemn(sandbox.Creating, failed)
+	en.mu.Lock()
+	en.sb.Once = sandbox.Once{} // whoever asks again has another one made
+	en.mu.Unlock()
 	close(en.doomed)
 	clean, cancel := cleanup.Context(ctx)
 	defer cancel()
@@ -118,7 +121,7 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 	}
 	if err == nil {
 		en.record.Lock()
-		err = e.cfg.Store.Delete(sb.ID)
+		err = e.removeRecord(sb)
 		en.record.Unlock()
 	}
 	if err != nil {

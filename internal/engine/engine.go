@@ -65,6 +65,8 @@ type Config struct {
 	Store       *store.Store
 	Limits      sandbox.Policy
 	Capacity    Capacity
+	// OnceKeys is how many creates that are to be carried out once are remembered.
+	OnceKeys int
 	// Foreground is told of each request, and what is cleared behind one stands
 	// back for the next; nil is one of the engine's own.
 	Foreground *provision.Foreground
@@ -110,6 +112,7 @@ type Engine struct {
 	mu       sync.Mutex
 	entries  map[sandbox.ID]*entry
 	promised Capacity
+	answers  answers
 	// found is what an earlier daemon left, nil once it was seen to.
 	found   *found
 	closing bool
@@ -143,6 +146,8 @@ type entry struct {
 	// refused are the programs that run, and those that ended and were refused to
 	// reach something, in the order of their starts.
 	refused []*refusals
+	// once is the programs that are to be started once and have clients who wait.
+	once map[sandbox.ExecID]*sharedExec
 	// remove takes down what is left of a sandbox that was lost, and has no vm.
 	remove func(context.Context) error
 	// end is why the sandbox is taken down.
@@ -176,7 +181,8 @@ func New(cfg Config) (*Engine, error) {
 	}
 	e := &Engine{
 		cfg: cfg, entries: make(map[sandbox.ID]*entry),
-		wake: make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
+		answers: newAnswers(cfg.OnceKeys),
+		wake:    make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
 	}
 	e.staying, e.depart = context.WithCancelCause(context.Background())
 	var err error
@@ -242,8 +248,16 @@ func (e *Engine) find(id sandbox.ID) *entry {
 }
 
 // Create makes a sandbox and returns when it is ready for exec. When ctx ends
-// first, nothing is left of it.
+// first, nothing is left of it, unless it is to be carried out once: then it is
+// made all the same, and whoever asks again gets it.
 func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	if !spec.Once.IsZero() {
+		return e.createOnce(ctx, spec)
+	}
+	return e.create(ctx, spec)
+}
+
+func (e *Engine) create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	p, err := e.cfg.Packs.Get(cmp.Or(spec.Pack, sandbox.DefaultPack))
 	if err != nil {
 		return sandbox.Sandbox{}, err
@@ -260,7 +274,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	defer e.cfg.Foreground.Leave()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	en, err := e.reserve(p, limits, policy, cancel)
+	en, err := e.reserve(p, limits, policy, spec.Once, cancel)
 	if err != nil {
 		e.tellRejected(p.Name, err)
 		return sandbox.Sandbox{}, err
@@ -280,7 +294,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 
 // reserve puts a new sandbox into the table, where Close and the next daemon
 // can see it, if there is room for it. The caller owns one count of e.wg.
-func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, policy *sandbox.Egress, abort context.CancelCauseFunc) (*entry, error) {
+func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, policy *sandbox.Egress, once sandbox.Once, abort context.CancelCauseFunc) (*entry, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.refusal(); err != nil {
@@ -302,7 +316,7 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, policy *sandbox.Egr
 		began:   now,
 		sb: sandbox.Sandbox{
 			ID: id, Pack: p.Name, Limits: limits, Egress: policy, State: sandbox.Creating,
-			CreatedAt: now.UTC(), AskedAt: e.cfg.Uptime(), ExpiresAt: now.Add(limits.Lifetime).UTC(),
+			CreatedAt: now.UTC(), AskedAt: e.cfg.Uptime(), ExpiresAt: now.Add(limits.Lifetime).UTC(), Once: once,
 		},
 	}
 	e.entries[id] = en

@@ -58,8 +58,8 @@ func newFixture(t *testing.T, options ...func(*Config, *provision.ColdConfig)) *
 	}
 	f.cfg = Config{
 		Packs: packs, Limits: sandbox.DefaultPolicy(), Faults: f.faults,
-		Capacity: Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100},
-		Log:      slog.New(slog.DiscardHandler),
+		Capacity: Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100}, OnceKeys: 100,
+		Log: slog.New(slog.DiscardHandler),
 	}
 	for _, o := range options {
 		o(&f.cfg, &f.cold)

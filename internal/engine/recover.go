@@ -65,6 +65,7 @@ func (e *Engine) look() (*found, error) {
 	if f.sandboxes, err = e.cfg.Store.Load(); err != nil {
 		e.cfg.Log.Error("records of sandboxes that cannot be read were set aside", "err", err)
 	}
+	e.answers.recall(e.remember(f.sandboxes))
 	vms, err := e.cfg.Store.LoadVMs()
 	if err != nil {
 		e.cfg.Log.Error("records of microVMs that cannot be read were set aside", "err", err)
@@ -187,6 +188,9 @@ func (e *Engine) jobs(f *found, t *tally) (jobs []func(context.Context)) {
 				e.lose(ctx, sb, lost, errors.New("there is no record of its microVM"))
 			})
 		default:
+			if sb.State == sandbox.Creating { // nobody was told of it
+				sb.Once = sandbox.Once{}
+			}
 			jobs = append(jobs, func(ctx context.Context) {
 				t.count(removed)
 				e.lose(ctx, sb, unfinished, nil)

@@ -26,7 +26,7 @@ func retryAfter(code sandbox.Code) string {
 	switch code {
 	case sandbox.CodeClosing:
 		return "5"
-	case sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeStarting:
+	case sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeStarting, sandbox.CodeRate:
 		return "1"
 	}
 	return ""
@@ -60,8 +60,10 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusRequestEntityTooLarge
 	case sandbox.CodeLost:
 		return http.StatusBadGateway
-	case sandbox.CodeQuota:
+	case sandbox.CodeQuota, sandbox.CodeRate:
 		return http.StatusTooManyRequests
+	case sandbox.CodeKeyReused:
+		return http.StatusUnprocessableEntity
 	case sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeStarting, sandbox.CodeClosing, sandbox.CodeCapacity:
 		return http.StatusServiceUnavailable
 	case sandbox.CodeCanceled:

@@ -17,6 +17,8 @@ const (
 	CodeNotFound     Code = "not_found"
 	CodeTooLarge     Code = "too_large"
 	CodeQuota        Code = "quota_exceeded"
+	CodeRate         Code = "rate_limited" // too many requests with one API key
+	CodeKeyReused    Code = "key_reused"   // an Idempotency-Key, for another request
 	CodeCapacity     Code = "no_capacity"
 	CodeBoot         Code = "boot_failed"
 	CodeEgress       Code = "egress_unavailable" // no network interface is to be had
@@ -48,6 +50,7 @@ var (
 	ErrExecNotFound = &Error{Code: CodeNotFound, Message: "exec not found"}
 	ErrExecEnded    = &Error{Code: CodeEnded, Message: "the program has ended, or its input has"}
 	ErrQuota        = &Error{Code: CodeQuota, Message: "too many at a time"}
+	ErrKeyReused    = &Error{Code: CodeKeyReused, Message: "the Idempotency-Key was used for another request"}
 	ErrCapacity     = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
 	ErrBoot         = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
 	ErrEgress       = &Error{Code: CodeEgress, Message: "the sandbox cannot have a network interface"}

@@ -6,7 +6,8 @@
 // what there may be to clear up. A microVM has a record of its own from when it
 // is ready until nothing is left of it, with which the next daemon takes it over;
 // the sandbox that uses it names it in its record, and one that none names was
-// never used.
+// never used. That of a sandbox whose request is to be carried out once is not
+// removed but put aside, so that the answer to the request outlives the sandbox.
 //
 // Records live on tmpfs: they have to outlive the daemon, not the host, because
 // the microVMs die with the host too. A rename is therefore all the durability
@@ -68,15 +69,15 @@ type record struct {
 // Store is an open store. Its methods may be called by any number of
 // goroutines, but only by one at a time for the same id.
 type Store struct {
-	sandboxes, vms string // directories
-	unlock         func() error
+	sandboxes, vms, answered string // directories
+	unlock                   func() error
 }
 
 // Open makes the run directory if need be and takes its lock. When another
 // daemon holds it, the error names that daemon's process.
 func Open(run paths.Run) (*Store, error) {
-	s := &Store{sandboxes: run.Sandboxes(), vms: run.VMs()}
-	for _, dir := range []string{s.sandboxes, s.vms} {
+	s := &Store{sandboxes: run.Sandboxes(), vms: run.VMs(), answered: run.Answered()}
+	for _, dir := range []string{s.sandboxes, s.vms, s.answered} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("run directory: %w", err)
 		}
@@ -118,17 +119,35 @@ func (s *Store) Delete(id sandbox.ID) error { return remove(s.sandboxes, string(
 // Load reads the record of each sandbox. One that cannot be read is set aside
 // under another name and reported in the error; the others are returned all the
 // same. What a daemon that was killed had not finished writing is removed.
-func (s *Store) Load() ([]sandbox.Sandbox, error) {
-	return load(s.sandboxes, func(name string, r record) (*sandbox.Sandbox, error) {
-		if r.Sandbox == nil {
-			return nil, errors.New("holds no sandbox")
-		}
-		if id, err := sandbox.ParseID(string(r.Sandbox.ID)); err != nil || string(id) != name {
-			return nil, fmt.Errorf("holds the id %q", r.Sandbox.ID)
-		}
-		return r.Sandbox, nil
-	})
+func (s *Store) Load() ([]sandbox.Sandbox, error) { return load(s.sandboxes, ofSandbox) }
+
+func ofSandbox(name string, r record) (*sandbox.Sandbox, error) {
+	if r.Sandbox == nil {
+		return nil, errors.New("holds no sandbox")
+	}
+	if id, err := sandbox.ParseID(string(r.Sandbox.ID)); err != nil || string(id) != name {
+		return nil, fmt.Errorf("holds the id %q", r.Sandbox.ID)
+	}
+	return r.Sandbox, nil
 }
+
+// Retire puts the record of id aside, at once or not at all: nothing is left of
+// the sandbox, and the request for it is remembered. One that is not there is no
+// error.
+func (s *Store) Retire(id sandbox.ID) error {
+	name := string(id) + suffix
+	err := os.Rename(filepath.Join(s.sandboxes, name), filepath.Join(s.answered, name))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	return nil
+}
+
+// Forget removes a record that was put aside. One that is not there is no error.
+func (s *Store) Forget(id sandbox.ID) error { return remove(s.answered, string(id)) }
+
+// LoadRetired reads the records that were put aside, like [Store.Load].
+func (s *Store) LoadRetired() ([]sandbox.Sandbox, error) { return load(s.answered, ofSandbox) }
 
 // PutVM writes the record of a microVM, like [Store.Put].
 func (s *Store) PutVM(vm VM) error { return put(s.vms, string(vm.ID), record{VM: &vm}) }

@@ -201,3 +201,32 @@ func TestRecordsOfMicroVMs(t *testing.T) {
 		}
 	}
 }
+
+// A record that is put aside is gone from the others at once, and is there until it
+// is forgotten.
+func TestRetire(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	s := open(t, run)
+	sb := sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Deleting, Once: sandbox.NewOnce("somebody", "key", "create", []byte("{}"))}
+	if err := s.Put(sb); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to be put aside
+		if err := s.Retire(sb.ID); err != nil {
+			t.Fatal(err)
+		}
+		there, err := s.Load()
+		retired, err2 := s.LoadRetired()
+		if len(there) != 0 || !reflect.DeepEqual(retired, []sandbox.Sandbox{sb}) || err != nil || err2 != nil {
+			t.Errorf("%v and %+v, %v, %v", there, retired, err, err2)
+		}
+	}
+	for range 2 {
+		if err := s.Forget(sb.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if retired, err := s.LoadRetired(); len(retired) > 0 || err != nil {
+		t.Errorf("%v, %v", retired, err)
+	}
+}
