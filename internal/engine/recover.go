@@ -289,7 +289,7 @@ func (e *Engine) lose(ctx context.Context, sb sandbox.Sandbox, why reason, cause
 // spare gives a VM that no sandbox has to whoever has a use for it, or removes
 // it.
 func (e *Engine) spare(ctx context.Context, rec store.VM, t *tally) {
-	if e.cfg.Spares == nil || !e.cfg.Spares.Wants(rec) {
+	if !rec.Spare || e.cfg.Spares == nil || !e.cfg.Spares.Wants(rec) {
 		t.count(removed)
 		e.sweep(ctx, rec.ID)
 		return

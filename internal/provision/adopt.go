@@ -39,7 +39,7 @@ func (a Adopter) Adopt(ctx context.Context, rec store.VM) (*VM, error) {
 	if err != nil {
 		return nil, errors.Join(a.lastWords(fmt.Errorf("agent: %w", err), fc), fc.Kill(ctx))
 	}
-	vm := &VM{ID: rec.ID, Agent: session, BootPath: rec.BootPath, vm: fc, records: a.Records}
+	vm := &VM{ID: rec.ID, Agent: session, BootPath: rec.BootPath, vm: fc, records: a.Records, rec: rec}
 	if err := session.Prove(ctx, rec.Secret); err != nil {
 		return nil, errors.Join(err, vm.Kill(ctx))
 	}

@@ -116,7 +116,7 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (_ *VM, e
 		return nil, err
 	}
 	host := Host{Records: c.cfg.Records, Log: c.cfg.Log, Faults: c.cfg.Faults}
-	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot})
+	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot, Spare: req.Ahead})
 	if err != nil {
 		return nil, err
 	}

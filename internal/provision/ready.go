@@ -64,6 +64,8 @@ type Identity struct {
 	Pack     pack.Pack
 	Limits   sandbox.Limits
 	BootPath sandbox.BootPath
+	// Spare says that no sandbox waits for the VM.
+	Spare bool
 }
 
 // Ready makes a VM out of a microVM whose vCPUs run: its agent has answered, and
@@ -103,10 +105,11 @@ func (h Host) record(vm *VM, who Identity, secret []byte) error {
 	if err != nil {
 		return err
 	}
-	return h.Records.PutVM(store.VM{
+	vm.rec = store.VM{
 		ID: who.ID, Pack: who.Pack.Name, Rootfs: who.Pack.Digest, Emberd: version.Version,
-		Limits: who.Limits, BootPath: who.BootPath, Secret: secret, Handle: handle,
-	})
+		Limits: who.Limits, BootPath: who.BootPath, Spare: who.Spare, Secret: secret, Handle: handle,
+	}
+	return h.Records.PutVM(vm.rec)
 }
 
 // Hello waits until the guest's agent listens and has answered the handshake.

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -254,7 +255,7 @@ func TestDebrisAndLookalikes(t *testing.T) {
 	}
 	// What is removed: stale directories and cgroups, and a VM without records.
 	var stale []string
-	for range 20 {
+	for range 100 {
 		id := string(sandbox.NewVMID())
 		stale = append(stale, filepath.Join(jails, id), filepath.Join(cgroups, id))
 	}
@@ -278,6 +279,7 @@ func TestDebrisAndLookalikes(t *testing.T) {
 		t.Fatal(err)
 	}
 	forged := strings.ReplaceAll(string(text), fmt.Sprintf(`"pid":%d`, other), fmt.Sprintf(`"pid":%d`, strangers[1].Process.Pid))
+	forged = regexp.MustCompile(`"sum":"[^"]*",`).ReplaceAllString(forged, "") // as whoever mends a record does
 	if err := os.WriteFile(record, []byte(forged), 0o600); err != nil {
 		t.Fatal(err)
 	}
