@@ -12,24 +12,21 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/daemon/daemontest"
 	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/paths"
 )
 
 func TestMain(m *testing.M) {
 	fctest.Main()
-	runVictim()
+	daemontest.Main(runVictim)
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"))
 }
 
 // fakeConfig is a daemon over fake VMMs.
 func fakeConfig(t *testing.T) Config {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fc") //nolint:usetesting // its sockets need a short path
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	fctest.Data(t, filepath.Join(dir, "data"))
 	return configIn(dir)
 }
