@@ -35,6 +35,9 @@ func runVictim(o daemontest.Order, faults *fault.Set, say func(addr string)) err
 	if o.Pool {
 		cfg.Pool = map[string]pool.Bounds{"shell": {Min: 0, Max: 1}}
 	}
+	if o.Keep {
+		cfg.OnExit = Keep
+	}
 	asked, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	d, err := New(asked, cfg)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -27,7 +28,7 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	}
 	e.cfg.Foreground.Enter()
 	defer e.cfg.Foreground.Leave()
-	run, err := e.beginExec(id, req)
+	run, err := e.beginExec(ctx, id, req)
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}
@@ -113,7 +114,7 @@ func result(ex sandbox.ExecID, exit agent.Exit) sandbox.ExecResult {
 
 // beginExec counts a program in, if the sandbox runs and its limits allow it. Who
 // begins it calls endExec, and then e.wg.Done.
-func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
+func (e *Engine) beginExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
 	if err := e.cfg.Faults.Hit(FaultExec); err != nil {
 		return execution{}, err
 	}
@@ -121,6 +122,14 @@ func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, e
 	if en == nil {
 		return execution{}, sandbox.ErrNotFound
 	}
+	run, err := e.admitExec(en, req)
+	if errors.Is(err, sandbox.ErrNotFound) {
+		err = en.notFound(ctx)
+	}
+	return run, err
+}
+
+func (e *Engine) admitExec(en *entry, req sandbox.ExecRequest) (execution, error) {
 	en.mu.Lock()
 	defer en.mu.Unlock()
 	limits := en.sb.Limits

@@ -278,7 +278,11 @@ func (e *Engine) lose(ctx context.Context, sb sandbox.Sandbox, why reason, cause
 	}
 	en.end = why
 	en.mu.Unlock()
-	close(en.doomed)
+	if why == lost { // and is so for every daemon from now on
+		_ = e.doom(en) // logged, and here it is taken down
+	} else {
+		close(en.doomed)
+	}
 	clean, cancel := cleanup.Context(ctx)
 	defer cancel()
 	if err := e.takeDown(clean, en); err != nil {

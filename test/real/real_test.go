@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/daemon/daemontest"
 )
 
 var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once, and run every program of Node; an hour and a half")
@@ -33,6 +35,7 @@ func span[T any](short, longer T) T {
 // [TestVersionsAreChecked].
 func TestMain(m *testing.M) {
 	runStub()
+	daemontest.Main(runVictim)
 	if os.Getenv(idleEnv) != "" {
 		time.Sleep(time.Hour)
 	}

@@ -40,6 +40,8 @@ type Order struct {
 	Dir string
 	// Templates and Pool say whether it has any.
 	Templates, Pool bool
+	// Keep has it leave its sandboxes when it is asked to end.
+	Keep bool
 	// Files bounds the files that it may have open, if it is not zero.
 	Files uint64
 	// Break is the step at which it breaks from its beginning on.
@@ -211,7 +213,10 @@ func (d *Daemon) follow(out io.Reader, addr chan<- string) {
 	for lines := bufio.NewScanner(out); lines.Scan(); {
 		switch line := lines.Text(); line {
 		case saysReached:
-			d.Reached <- struct{}{}
+			select {
+			case d.Reached <- struct{}{}:
+			default: // nobody cares for the last one either
+			}
 		case saysArmed:
 			d.armed <- struct{}{}
 		default:
