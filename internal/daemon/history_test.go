@@ -19,12 +19,9 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
-	"golang.org/x/sys/unix"
-
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon/daemontest"
-	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/testenv"
 )
@@ -111,7 +108,9 @@ type history struct {
 func (h *history) now() int64 { return int64(time.Since(h.began)) }
 
 // note notes an act that began at call and is over.
-func (h *history) note(who int, id string, what act, call int64) { h.noteUntil(who, id, what, call, h.now()) }
+func (h *history) note(who int, id string, what act, call int64) {
+	h.noteUntil(who, id, what, call, h.now())
+}
 
 func (h *history) noteUntil(who int, id string, what act, call, end int64) {
 	h.mu.Lock()
@@ -257,12 +256,7 @@ func TestHistory(t *testing.T) {
 	seed := cmp.Or(*historySeed, uint64(time.Now().UnixNano()))
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
-	dir := shortDir(t)
-	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=192m"); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
-	fctest.Data(t, filepath.Join(dir, "data"))
+	dir := mountSmall(t)
 	h := &history{t: t, dir: dir, began: time.Now(), acts: map[string][]porcupine.Operation{}, answers: map[string]int{}}
 	n := &nemesis{history: h, random: random, faults: map[string]int{}}
 	n.next()
@@ -379,20 +373,8 @@ func (n *nemesis) killVMM(d *daemontest.Daemon) {
 }
 
 func (n *nemesis) fillDisk() {
-	path := filepath.Join(n.dir, "filler")
-	f, err := os.Create(path)
-	if err != nil {
-		n.t.Fatal(err)
-	}
-	for chunk := make([]byte, 1<<20); len(chunk) > 0 && err == nil; {
-		if _, err = f.Write(chunk); err != nil && len(chunk) > 1 {
-			chunk, err = chunk[:len(chunk)/2], nil
-		}
-	}
+	defer fill(n.t, n.dir)()
 	time.Sleep(time.Duration(n.random.IntN(300)) * time.Millisecond)
-	if err := errors.Join(f.Close(), os.Remove(path)); err != nil {
-		n.t.Fatal(err)
-	}
 }
 
 // end looks at every sandbox once more, ends those that are there, and the

@@ -65,6 +65,12 @@ func fakeStand(t *testing.T) *daemontest.Stand {
 	t.Helper()
 	dir := shortDir(t)
 	fctest.Data(t, filepath.Join(dir, "data"))
+	return standIn(t, dir)
+}
+
+// standIn is dir as such a place.
+func standIn(t *testing.T, dir string) *daemontest.Stand {
+	t.Helper()
 	return &daemontest.Stand{
 		Dir: dir, Quick: 10 * time.Second,
 		VMMs: func() int { return len(fakesIn(t, dir)) },

@@ -64,6 +64,8 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusTooManyRequests
 	case sandbox.CodeBoot, sandbox.CodeStarting, sandbox.CodeClosing, sandbox.CodeCapacity:
 		return http.StatusServiceUnavailable
+	case sandbox.CodeDiskFull:
+		return http.StatusInsufficientStorage
 	case sandbox.CodeCanceled:
 		return statusClientClosed
 	default:
@@ -116,7 +118,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	level := slog.LevelDebug
 	switch code {
-	case sandbox.CodeInternal:
+	case sandbox.CodeInternal, sandbox.CodeDiskFull:
 		level = slog.LevelError
 	case sandbox.CodeBoot, sandbox.CodeLost:
 		level = slog.LevelWarn

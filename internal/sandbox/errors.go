@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // Code is the class of an error, stable for programs to act on.
@@ -18,6 +19,7 @@ const (
 	CodeTooLarge     Code = "too_large"
 	CodeQuota        Code = "quota_exceeded"
 	CodeCapacity     Code = "no_capacity"
+	CodeDiskFull     Code = "disk_full"
 	CodeBoot         Code = "boot_failed"
 	CodeLost         Code = "sandbox_lost"
 	CodeStarting     Code = "starting_up"
@@ -47,6 +49,7 @@ var (
 	ErrExecEnded    = &Error{Code: CodeEnded, Message: "the program has ended, or its input has"}
 	ErrQuota        = &Error{Code: CodeQuota, Message: "too many at a time"}
 	ErrCapacity     = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
+	ErrDiskFull     = &Error{Code: CodeDiskFull, Message: "the host has no room on its disk"}
 	ErrBoot         = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
 	ErrLost         = &Error{Code: CodeLost, Message: "the microVM ended while the program ran; its exit code is unknown"}
 	ErrStarting     = &Error{Code: CodeStarting, Message: "emberd is starting, and looks after the sandboxes that it finds"}
@@ -110,8 +113,12 @@ func UnknownPack(name string) *Error {
 }
 
 // Public returns what a client may be told about err: its code, and its message
-// without the cause. An error that is no [Error] is internal and says nothing.
+// without the cause. Whatever a full disk was the cause of is told as that. An
+// error that is no [Error] is internal and says nothing.
 func Public(err error) (Code, string) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return ErrDiskFull.Code, ErrDiskFull.Message
+	}
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code, e.Message
 	}

@@ -61,8 +61,8 @@ func (s *Stand) Sweep(t *testing.T, p Point) {
 	}
 }
 
-// shell is the template that is built.
-var shell = rest.TemplateRequest{LanguagePack: "shell"}
+// Shell is the template that is built.
+var Shell = rest.TemplateRequest{LanguagePack: "shell"}
 
 // bystander asks a daemon for things, and knows what it was told.
 type bystander struct {
@@ -86,7 +86,7 @@ func (b *bystander) prepare() {
 	if b.point.Reach != Restore {
 		return
 	}
-	if _, err := b.d.BuildTemplate(b.t.Context(), shell); err != nil {
+	if _, err := b.d.BuildTemplate(b.t.Context(), Shell); err != nil {
 		b.t.Fatal(err)
 	}
 }
@@ -163,7 +163,7 @@ func (b *bystander) ask() error {
 	case Refill:
 		return b.create("")
 	case Build:
-		_, err := b.d.BuildTemplate(b.t.Context(), shell)
+		_, err := b.d.BuildTemplate(b.t.Context(), Shell)
 		return b.answered(err)
 	case Exec:
 		_, err := b.d.Exec(b.t.Context(), b.there[0], client.Program{Code: "true"})
