@@ -38,6 +38,9 @@ const (
 	FaultRemove = "store.remove"
 )
 
+// FaultPoints are the steps that a test can break.
+var FaultPoints = []string{FaultWrite, FaultRename, FaultRemove}
+
 // version is the record format this code reads and writes.
 const version = 2
 
