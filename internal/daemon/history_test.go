@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/anishathalye/porcupine"
+
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon/daemontest"

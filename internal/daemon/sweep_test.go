@@ -35,6 +35,9 @@ func runVictim(o daemontest.Order, faults *fault.Set, say func(addr string)) err
 	if o.Pool {
 		cfg.Pool = map[string]pool.Bounds{"shell": {Min: 0, Max: 1}}
 	}
+	if o.Listen != "" {
+		cfg.Listen = o.Listen
+	}
 	if o.Keep {
 		cfg.OnExit = Keep
 	}
@@ -50,7 +53,7 @@ func runVictim(o daemontest.Order, faults *fault.Set, say func(addr string)) err
 
 // shortDir is a directory whose sockets fit the 107 bytes of a socket address,
 // which a test's own directory may not.
-func shortDir(t *testing.T) string {
+func shortDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "fc") //nolint:usetesting // see above
 	if err != nil {
@@ -61,7 +64,7 @@ func shortDir(t *testing.T) string {
 }
 
 // fakeStand is a directory where daemons over fake VMMs are broken.
-func fakeStand(t *testing.T) *daemontest.Stand {
+func fakeStand(t testing.TB) *daemontest.Stand {
 	t.Helper()
 	dir := shortDir(t)
 	fctest.Data(t, filepath.Join(dir, "data"))
@@ -69,7 +72,7 @@ func fakeStand(t *testing.T) *daemontest.Stand {
 }
 
 // standIn is dir as such a place.
-func standIn(t *testing.T, dir string) *daemontest.Stand {
+func standIn(t testing.TB, dir string) *daemontest.Stand {
 	t.Helper()
 	return &daemontest.Stand{
 		Dir: dir, Quick: 10 * time.Second,
@@ -95,7 +98,7 @@ func standIn(t *testing.T, dir string) *daemontest.Stand {
 }
 
 // fakesIn are the fakes that work in directories below dir.
-func fakesIn(t *testing.T, dir string) (pids []string) {
+func fakesIn(t testing.TB, dir string) (pids []string) {
 	t.Helper()
 	links, err := filepath.Glob("/proc/[0-9]*/cwd")
 	if err != nil {

@@ -33,7 +33,7 @@ func OwnMounts(t *testing.T) bool {
 			args = append(args, arg)
 		}
 	}
-	cmd := exec.CommandContext(t.Context(), self, args...)
+	cmd := exec.CommandContext(t.Context(), self, args...) //nolint:gosec // it is this test binary again
 	cmd.Env = append(os.Environ(), ownMountsEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	if uid := os.Getuid(); uid != 0 {

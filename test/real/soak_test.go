@@ -51,25 +51,26 @@ func TestSoak(t *testing.T) {
 			}
 		}
 	}
-	for range 10 { // what grows once has grown
-		life(0)
+	work := func(n int64) {
+		var lives atomic.Int64
+		var workers sync.WaitGroup
+		for range 2 {
+			workers.Go(func() {
+				for i := lives.Add(1); i <= n && !t.Failed(); i = lives.Add(1) {
+					life(int(i))
+				}
+			})
+		}
+		workers.Wait()
 	}
+	work(10) // what grows once grows
 	whole := lookAt
 	whole.Process = os.Getpid()
 	h.awaitQuiet(t)
 	before, heap := take(t, whole), heapInUse()
 	began := time.Now()
 	for i := range batches {
-		var lives atomic.Int64
-		var workers sync.WaitGroup
-		for range 2 {
-			workers.Go(func() {
-				for n := lives.Add(1); n <= batch && !t.Failed(); n = lives.Add(1) {
-					life(int(n))
-				}
-			})
-		}
-		workers.Wait()
+		work(batch)
 		h.awaitQuiet(t)
 		checkState(t, before)
 		rss, err := oracle.RSS(os.Getpid())

@@ -197,7 +197,7 @@ func (b *bystander) breakStep(way Way) {
 	go func() { answer <- b.ask() }()
 	if way == Kills {
 		b.await("the daemon's end", func() bool { return closed(b.d.Ended) })
-		<-answer
+		b.t.Logf("its last answer: %v", <-answer) // which may have been before the step
 		return
 	}
 	select {
@@ -324,7 +324,9 @@ func (b *bystander) ready() (n int) {
 
 func (b *bystander) await(what string, is func() bool) {
 	b.t.Helper()
-	for deadline := time.Now().Add(patience); !is(); time.Sleep(5 * time.Millisecond) {
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); !is(); <-tick.C {
 		if time.Now().After(deadline) {
 			b.t.Fatalf("waited in vain for %s", what)
 		}

@@ -38,6 +38,8 @@ const patience = 60 * time.Second
 type Order struct {
 	// Dir is where it works; what that means is the test binary's to know.
 	Dir string
+	// Listen is where it serves the API; empty is any address.
+	Listen string
 	// Templates and Pool say whether it has any.
 	Templates, Pool bool
 	// Keep has it leave its sandboxes when it is asked to end.
@@ -159,7 +161,7 @@ type Daemon struct {
 	Ended chan struct{}
 	Err   error
 
-	t     *testing.T
+	t     testing.TB
 	tell  io.Writer
 	armed chan struct{}
 	began time.Time
@@ -168,7 +170,7 @@ type Daemon struct {
 }
 
 // Start starts a daemon and returns when it listens. It is killed with the test.
-func Start(t *testing.T, o Order) *Daemon {
+func Start(t testing.TB, o Order) *Daemon {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -256,7 +258,9 @@ func (d *Daemon) GoOn() {
 // have been killed before.
 func (d *Daemon) AwaitReady() bool {
 	d.t.Helper()
-	for deadline := time.Now().Add(patience); ; time.Sleep(2 * time.Millisecond) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(patience); ; <-tick.C {
 		err := d.Ready(d.t.Context())
 		if err == nil {
 			d.TookReady = time.Since(d.began)
