@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // heard is what an engine published.
@@ -68,6 +71,17 @@ func TestEventsTellALife(t *testing.T) {
 			en.mu.Unlock()
 			f.lookAgain()
 		}}, []string{"expired lifetime"}},
+		"idle": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
+			en := f.find(id)
+			en.mu.Lock()
+			en.idleSince = en.idleSince.Add(-time.Hour)
+			en.mu.Unlock()
+			f.lookAgain()
+		}}, []string{"expired idle"}},
+		"cut off": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
+			_, vm := f.find(id).snapshot()
+			_ = vm.Agent.Close()
+		}}, []string{"lost agent_disconnected"}},
 		"client went away": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
 			ctx, cancel := context.WithTimeout(f.t.Context(), 50*time.Millisecond)
 			defer cancel()
@@ -82,8 +96,10 @@ func TestEventsTellALife(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			events := &heard{}
-			f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) { cfg.Events = events })
+			events, log := &heard{}, &testenv.Log{}
+			f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) {
+				cfg.Events, cfg.Log = events, slog.New(slog.NewTextHandler(log, nil))
+			})
 			id := f.create()
 			for _, step := range tt.life {
 				step(f, id)
@@ -92,6 +108,10 @@ func TestEventsTellALife(t *testing.T) {
 			f.await("all is told", 10*time.Second, func() bool { return len(events.words()) >= len(want) })
 			if got := events.words(); !slices.Equal(got, want) {
 				t.Errorf("got %q, want %q", got, want)
+			}
+			f.await("the log to say why", 10*time.Second, func() bool { return strings.Contains(log.String(), `msg="sandbox gone"`) })
+			if n := strings.Count(log.String(), `msg="sandbox gone"`); n != 1 {
+				t.Errorf("the log says %d times that it is gone", n)
 			}
 			for _, event := range events.all {
 				if event.Sandbox != id || event.Pack != "shell" || event.Kind != sandbox.EventCreated && event.BootPath != sandbox.ColdBoot {
