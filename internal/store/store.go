@@ -23,7 +23,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
@@ -114,15 +118,28 @@ func Open(run paths.Run) (*Store, error) {
 	return s, nil
 }
 
+// lockPatience is how long the lock of a daemon that has ended is waited for. Who
+// was killed while it started a process has left its lock to that, until it
+// executes something else.
+const lockPatience = 5 * time.Second
+
 // takeLock locks path for this process and writes its pid into it.
 func takeLock(path string) (unlock func() error, err error) {
-	unlock, err = lockfile.Take(path)
-	if errors.Is(err, lockfile.ErrHeld) {
-		holder, _ := os.ReadFile(path)
-		return nil, fmt.Errorf("another emberd (pid %s) is using %s", strings.TrimSpace(string(holder)), filepath.Dir(path))
-	}
-	if err != nil {
-		return nil, err
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(lockPatience); ; <-tick.C {
+		if unlock, err = lockfile.Take(path); err == nil {
+			break
+		}
+		if !errors.Is(err, lockfile.ErrHeld) {
+			return nil, err
+		}
+		text, _ := os.ReadFile(path)
+		holder := strings.TrimSpace(string(text))
+		pid, _ := strconv.Atoi(holder)
+		if ended := pid > 0 && errors.Is(unix.Kill(pid, 0), unix.ESRCH); !ended || time.Now().After(deadline) {
+			return nil, fmt.Errorf("another emberd (pid %s) is using %s", holder, filepath.Dir(path))
+		}
 	}
 	if err := os.WriteFile(path, fmt.Appendf(nil, "%d\n", os.Getpid()), 0o600); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", path, err), unlock())

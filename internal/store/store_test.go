@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/lockfile"
 )
 
 func open(t *testing.T, run paths.Run) *Store {
@@ -99,6 +101,46 @@ func TestSecondDaemonIsTurnedAway(t *testing.T) {
 	_, err := Open(run)
 	if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("(pid %d)", os.Getpid())) {
 		t.Errorf("got %v, want an error naming pid %d", err, os.Getpid())
+	}
+}
+
+// A process that a daemon was just starting when it was killed has the daemon's lock
+// until it executes something else. The next daemon waits for that, and only then.
+func TestLockOfADeadDaemon(t *testing.T) {
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		pid   int
+		opens bool
+	}{
+		{"dead", dead.Process.Pid, true},
+		{"alive", os.Getppid(), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run := paths.Run(t.TempDir())
+			unlock, err := lockfile.Take(run.Lock())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(run.Lock(), fmt.Appendln(nil, tt.pid), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			released := make(chan error, 1)
+			time.AfterFunc(300*time.Millisecond, func() { released <- unlock() })
+			s, err := Open(run)
+			if opened := err == nil; opened != tt.opens {
+				t.Errorf("opened %v: %v", opened, err)
+			}
+			if err == nil {
+				_ = s.Close()
+			}
+			if err := <-released; err != nil {
+				t.Error(err)
+			}
+		})
 	}
 }
 
