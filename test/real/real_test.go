@@ -17,7 +17,7 @@ import (
 	"github.com/emberd/emberd/internal/daemon/daemontest"
 )
 
-var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once, and run every program of Node; an hour and a half")
+var long = flag.Bool("long", false, "let floods, bombs, kills, the soak and the search for residue last as long as they have to once, and run every program of Node; three hours")
 
 // idleEnv has this test binary do nothing for a long time.
 const idleEnv = "EMBERD_TEST_IDLE"
