@@ -72,7 +72,7 @@ func TestConnectionsOfFiles(t *testing.T) {
 }
 
 // filesOf is how many files a process has open.
-func filesOf(t *testing.T, pid int) int {
+func filesOf(t testing.TB, pid int) int {
 	t.Helper()
 	entries, err := os.ReadDir(filepath.Join("/proc", strconv.Itoa(pid), "fd"))
 	if err != nil {

@@ -1,15 +1,12 @@
 package daemon
 
 import (
-	"errors"
-	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon/daemontest"
@@ -106,50 +103,5 @@ func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
 		t.Fatal(err)
-	}
-}
-
-// BenchmarkRestart says how long it takes from a daemon's end until the next one
-// is ready, by the sandboxes that it goes on with, and for how long of it nobody
-// listens. No service manager keeps the listener here.
-func BenchmarkRestart(b *testing.B) {
-	for _, n := range []int{0, 8, 32} {
-		b.Run(fmt.Sprintf("sandboxes=%d", n), func(b *testing.B) {
-			s := fakeStand(b)
-			free, err := net.Listen("tcp", "127.0.0.1:0")
-			if err != nil {
-				b.Fatal(err)
-			}
-			order := daemontest.Order{Dir: s.Dir, Listen: free.Addr().String(), Keep: true}
-			_ = free.Close()
-			d := daemontest.Start(b, order)
-			d.AwaitReady()
-			for range n {
-				if _, err := d.Create(b.Context(), "shell"); err != nil {
-					b.Fatal(err)
-				}
-			}
-			var ready, refused time.Duration
-			for b.Loop() {
-				d.Kill()
-				gone := time.Now()
-				d = daemontest.Start(b, order)
-				for {
-					if err := d.Healthy(b.Context()); !errors.Is(err, client.ErrUnreachable) {
-						break
-					}
-				}
-				refused += time.Since(gone)
-				d.AwaitReady()
-				ready += d.TookReady
-			}
-			b.ReportMetric(float64(ready.Milliseconds())/float64(b.N), "ms-to-ready")
-			b.ReportMetric(float64(refused.Milliseconds())/float64(b.N), "ms-refused")
-			order.Keep = false
-			d.Kill()
-			d = daemontest.Start(b, order)
-			d.AwaitReady()
-			d.Stop()
-		})
 	}
 }
