@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -74,6 +75,13 @@ func fakeStand(t testing.TB) *daemontest.Stand {
 // standIn is dir as such a place.
 func standIn(t testing.TB, dir string) *daemontest.Stand {
 	t.Helper()
+	t.Cleanup(func() { // of a test that failed, once its daemons are gone
+		for _, fake := range fakesIn(t, dir) {
+			if pid, err := strconv.Atoi(fake); err == nil {
+				_ = syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+	})
 	return &daemontest.Stand{
 		Dir: dir, Quick: 10 * time.Second,
 		VMMs: func() int { return len(fakesIn(t, dir)) },
