@@ -47,8 +47,9 @@ test-packages: build ## install, upgrade and purge the packages on a clean Debia
 	./test/packages.sh $(NFPM_VERSION) $(VERSION)
 
 .PHONY: test-long
-test-long: build ## floods, bombs, residue and all programs of Node; an hour and a half, not in CI
-	./test/real.sh -long -test.timeout 150m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$$'
+test-long: build ## floods, bombs, residue, soak, kills and all programs of Node; three hours, not in CI
+	go test -count=1 -v -timeout 20m ./internal/daemon -run '^TestHistory$$' -history 10m
+	./test/real.sh -long -test.timeout 300m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne|TestSoak|TestKilledDaemonIsGoneOnWith|TestKilledDaemonLosesNoByte)$$'
 
 .PHONY: bench
 bench: build ## what a sandbox's life costs, inside the machine; BENCH_ARGS=--json

@@ -56,7 +56,7 @@ if [[ $# -gt 0 ]]; then
 fi
 
 # The two halves take about as long as each other.
-long='^(TestHundredLives|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$'
+long='^(TestHundredLives|TestJailBrokenAtEachStep|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$'
 machines=(test-a test-b)
 run test-a -test.run "$long" >"$out/a.log" 2>&1 &
 a=$!

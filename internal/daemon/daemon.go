@@ -91,6 +91,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	records.Faults = cfg.Faults
 	d.release.Add("store", func(context.Context) error { return records.Close() })
 	packs, err := pack.Load(cfg.DataDir)
 	if err != nil {

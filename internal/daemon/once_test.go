@@ -9,9 +9,9 @@ import (
 	"testing"
 
 	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/daemon/daemontest"
 	"github.com/emberd/emberd/internal/engine"
 	"github.com/emberd/emberd/internal/firecracker"
-	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/provision"
 )
 
@@ -37,6 +37,27 @@ func manyOnce(n int, do func() (string, error)) (all []string, errs []error) {
 	return all, errs
 }
 
+// startVictim starts a daemon and returns when it is ready, or has been killed.
+func startVictim(t *testing.T, o daemontest.Order) *daemontest.Daemon {
+	t.Helper()
+	d := daemontest.Start(t, o)
+	d.AwaitReady()
+	return d
+}
+
+// awaitEnd waits until a daemon has come to its step, and was killed there.
+func awaitEnd(t *testing.T, d *daemontest.Daemon) {
+	t.Helper()
+	await(t, "the daemon's end", func() bool {
+		select {
+		case <-d.Ended:
+			return true
+		default:
+			return false
+		}
+	})
+}
+
 // isReused tells whether a request was refused for its key.
 func isReused(err error) bool {
 	e, ok := errors.AsType[*client.Error](err)
@@ -49,20 +70,16 @@ func TestCreateOnceKilledAtEachStep(t *testing.T) {
 	for _, step := range slices.Concat(engine.FaultPoints, provision.FaultPoints, firecracker.FaultPoints) {
 		t.Run(step, func(t *testing.T) {
 			const n, key = 20, "a-key"
-			cfg := fakeConfig(t)
-			dir := cfg.Launcher.(*fctest.Launcher).Dir
-			first := startVictim(t, dir, step)
+			stand := fakeStand(t)
+			order := daemontest.Order{Dir: stand.Dir, Keep: true, Break: daemontest.Breakage{Point: step, Visit: 1, Way: daemontest.Kills}}
+			first := startVictim(t, order)
 			told, _ := manyOnce(n, func() (string, error) { return first.CreateOnce(t.Context(), key, "shell") })
-			first.awaitEnd(t)
+			awaitEnd(t, first)
 			if len(told) > 1 {
 				t.Errorf("told %v", told)
 			}
 
-			cfg.Templates = false
-			d, end := runUntil(t, cfg)
-			defer end()
-			awaitReady(t, d)
-			c := client.New(d.Addr())
+			c := startVictim(t, daemontest.Order{Dir: stand.Dir})
 			ids, errs := manyOnce(n, func() (string, error) { return c.CreateOnce(t.Context(), key, "shell") })
 			if len(ids) != 1 || len(errs) > 0 {
 				t.Fatalf("twenty requests are answered with %v, %v", ids, errs)
@@ -73,7 +90,7 @@ func TestCreateOnceKilledAtEachStep(t *testing.T) {
 			if list, err := c.List(t.Context()); err != nil || len(list) != 1 || list[0].ID != ids[0] {
 				t.Errorf("there are %v, %v", list, err)
 			}
-			await(t, "one VMM", func() bool { return len(fakesIn(t, dir)) == 1 })
+			await(t, "one VMM", func() bool { return stand.VMMs() == 1 })
 			if _, err := c.CreateOnce(t.Context(), key, "python"); !isReused(err) {
 				t.Errorf("the key with another body: %v", err)
 			}
@@ -84,9 +101,8 @@ func TestCreateOnceKilledAtEachStep(t *testing.T) {
 // A daemon is killed between the start of a program and its answer. Who asks again
 // gets the answer, and the program has run once.
 func TestExecOnceKilled(t *testing.T) {
-	cfg := fakeConfig(t)
-	dir := cfg.Launcher.(*fctest.Launcher).Dir
-	first := startVictim(t, dir, "")
+	stand := fakeStand(t)
+	first := startVictim(t, daemontest.Order{Dir: stand.Dir, Keep: true})
 	id, err := first.Create(t.Context(), "shell")
 	if err != nil {
 		t.Fatal(err)
@@ -96,16 +112,12 @@ func TestExecOnceKilled(t *testing.T) {
 	cut := make(chan error)
 	go func() { _, err := first.Exec(t.Context(), id, prog); cut <- err }()
 	await(t, "the program's start", func() bool { _, err := os.Stat(runs); return err == nil })
-	first.kill(t)
+	first.Kill()
 	if err := <-cut; err == nil {
 		t.Error("a daemon that was killed answered")
 	}
 
-	cfg.Templates = false
-	d, end := runUntil(t, cfg)
-	defer end()
-	awaitReady(t, d)
-	c := client.New(d.Addr())
+	c := startVictim(t, daemontest.Order{Dir: stand.Dir})
 	if err := os.WriteFile(gate, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -138,21 +150,18 @@ func TestExecOnceKilled(t *testing.T) {
 func TestDeleteKilledAndAskedAgain(t *testing.T) {
 	for _, step := range []string{engine.FaultDelete, engine.FaultClear} {
 		t.Run(step, func(t *testing.T) {
-			cfg := fakeConfig(t)
-			dir := cfg.Launcher.(*fctest.Launcher).Dir
-			first := startVictim(t, dir, step)
+			stand := fakeStand(t)
+			order := daemontest.Order{Dir: stand.Dir, Keep: true, Break: daemontest.Breakage{Point: step, Visit: 1, Way: daemontest.Kills}}
+			first := startVictim(t, order)
 			id, err := first.CreateOnce(t.Context(), "k", "shell")
 			if err != nil {
 				t.Fatal(err)
 			}
 			deleted := first.Delete(t.Context(), id) == nil
-			first.awaitEnd(t)
+			awaitEnd(t, first)
 
-			cfg.Templates = false
 			for range 2 {
-				d, end := runUntil(t, cfg)
-				awaitReady(t, d)
-				c := client.New(d.Addr())
+				c := startVictim(t, daemontest.Order{Dir: stand.Dir, Keep: true})
 				if again, err := c.CreateOnce(t.Context(), "k", "shell"); err != nil || again != id {
 					t.Errorf("%s became %s, %v", id, again, err)
 				}
@@ -166,8 +175,8 @@ func TestDeleteKilledAndAskedAgain(t *testing.T) {
 					}
 					deleted = true
 				}
-				await(t, "no VMM", func() bool { return len(fakesIn(t, dir)) == 0 })
-				end()
+				await(t, "no VMM", func() bool { return stand.VMMs() == 0 })
+				c.Stop()
 			}
 		})
 	}

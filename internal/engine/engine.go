@@ -152,6 +152,9 @@ type entry struct {
 	remove func(context.Context) error
 	// end is why the sandbox is taken down.
 	end reason
+	// shown says that clients still find the sandbox though it is being taken down,
+	// because its record does not say so yet.
+	shown bool
 	// left says that the next daemon is to go on with it.
 	left bool
 }
@@ -164,6 +167,18 @@ func (en *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
 		sb.IdleExpiresAt = en.idleSince.Add(sb.Limits.IdleTimeout).UTC()
 	}
 	return sb, en.vm
+}
+
+// visible is snapshot for clients: it returns a sandbox that runs as far as the
+// next daemon would know, and tells whether this is one.
+func (en *entry) visible() (sandbox.Sandbox, *provision.VM, bool) {
+	sb, vm := en.snapshot()
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	if en.shown {
+		sb.State = sandbox.Running
+	}
+	return sb, vm, sb.State == sandbox.Running
 }
 
 // New returns an engine with no sandboxes. If an earlier daemon left any, it
@@ -217,8 +232,8 @@ func (e *Engine) Get(id sandbox.ID) (sandbox.Sandbox, error) {
 	if en == nil {
 		return sandbox.Sandbox{}, sandbox.ErrNotFound
 	}
-	sb, _ := en.snapshot()
-	if sb.State != sandbox.Running {
+	sb, _, there := en.visible()
+	if !there {
 		return sandbox.Sandbox{}, sandbox.ErrNotFound
 	}
 	return sb, nil
@@ -230,7 +245,7 @@ func (e *Engine) List() []sandbox.Sandbox {
 	defer e.mu.Unlock()
 	list := []sandbox.Sandbox{}
 	for _, en := range e.entries {
-		if sb, _ := en.snapshot(); sb.State == sandbox.Running {
+		if sb, _, there := en.visible(); there {
 			list = append(list, sb)
 		}
 	}

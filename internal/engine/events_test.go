@@ -116,8 +116,9 @@ func TestEventsTellALife(t *testing.T) {
 			if got := events.words(); !slices.Equal(got, want) {
 				t.Errorf("got %q, want %q", got, want)
 			}
-			if n := strings.Count(log.String(), "sandbox gone"); n != 1 {
-				t.Errorf("its end is logged %d times: %s", n, log)
+			f.await("the log to say why", 10*time.Second, func() bool { return strings.Contains(log.String(), `msg="sandbox gone"`) })
+			if n := strings.Count(log.String(), `msg="sandbox gone"`); n != 1 {
+				t.Errorf("the log says %d times that it is gone", n)
 			}
 			for _, event := range events.all {
 				if event.Sandbox != id || event.Pack != "shell" || event.Kind != sandbox.EventCreated && event.BootPath != sandbox.ColdBoot {

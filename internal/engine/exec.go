@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -30,11 +31,10 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	if !req.Once.IsZero() {
 		return e.execOnce(ctx, id, req, e.runOnce)
 	}
-	run, err := e.beginExec(id, req)
+	run, err := e.beginExec(ctx, id, req)
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}
-	e.follow(run)
 	out := newOutputs(run.limits)
 	var res sandbox.ExecResult
 	ended := make(chan struct{})
@@ -127,7 +127,7 @@ func result(ex sandbox.ExecID, exit agent.Exit) sandbox.ExecResult {
 
 // beginExec counts a program in, if the sandbox runs and its limits allow it. Who
 // begins it calls endExec, and then e.wg.Done.
-func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
+func (e *Engine) beginExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
 	if err := e.cfg.Faults.Hit(FaultExec); err != nil {
 		return execution{}, err
 	}
@@ -135,6 +135,14 @@ func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, e
 	if en == nil {
 		return execution{}, sandbox.ErrNotFound
 	}
+	run, err := e.admitExec(en, req)
+	if errors.Is(err, sandbox.ErrNotFound) {
+		err = en.notFound(ctx)
+	}
+	return run, err
+}
+
+func (e *Engine) admitExec(en *entry, req sandbox.ExecRequest) (execution, error) {
 	en.mu.Lock()
 	defer en.mu.Unlock()
 	limits := en.sb.Limits
@@ -151,7 +159,7 @@ func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, e
 	}
 	ex := sandbox.NewExecID()
 	if !req.Once.IsZero() {
-		ex = req.Once.ExecID(id)
+		ex = req.Once.ExecID(en.sb.ID)
 	}
 	return e.countIn(en, ex), nil
 }

@@ -136,7 +136,7 @@ func (e *Engine) findOrStart(ctx context.Context, en *entry, req sandbox.ExecReq
 // runOnce runs a program to its end.
 func (e *Engine) runOnce(ctx context.Context, en *entry, req sandbox.ExecRequest, out *outputs) (sandbox.ExecResult, error) {
 	return e.findOrStart(ctx, en, req, func(id sandbox.ID) (sandbox.ExecResult, error) {
-		run, err := e.beginExec(id, req)
+		run, err := e.beginExec(ctx, id, req)
 		if err != nil {
 			return sandbox.ExecResult{}, err
 		}

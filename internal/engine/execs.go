@@ -33,7 +33,7 @@ func (e *Engine) StartExec(ctx context.Context, id sandbox.ID, req sandbox.ExecR
 }
 
 func (e *Engine) startExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecID, error) {
-	run, err := e.beginExec(id, req)
+	run, err := e.beginExec(ctx, id, req)
 	if err != nil {
 		return "", err
 	}
@@ -212,7 +212,7 @@ func (e *Engine) ask(ctx context.Context, id sandbox.ID, question func(context.C
 // running returns a sandbox that is running, and its VM.
 func (e *Engine) running(id sandbox.ID) (*entry, *provision.VM, error) {
 	if en := e.find(id); en != nil {
-		if sb, vm := en.snapshot(); sb.State == sandbox.Running {
+		if _, vm, there := en.visible(); there {
 			return en, vm, nil
 		}
 	}

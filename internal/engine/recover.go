@@ -283,7 +283,11 @@ func (e *Engine) lose(ctx context.Context, sb sandbox.Sandbox, why reason, cause
 	}
 	en.end = why
 	en.mu.Unlock()
-	close(en.doomed)
+	if why == lost { // and is so for every daemon from now on
+		_ = e.doom(en) // logged, and here it is taken down
+	} else {
+		close(en.doomed)
+	}
 	clean, cancel := cleanup.Context(ctx)
 	defer cancel()
 	if err := e.takeDown(clean, en); err != nil {
@@ -294,7 +298,7 @@ func (e *Engine) lose(ctx context.Context, sb sandbox.Sandbox, why reason, cause
 // spare gives a VM that no sandbox has to whoever has a use for it, or removes
 // it.
 func (e *Engine) spare(ctx context.Context, rec store.VM, t *tally) {
-	if e.cfg.Spares == nil || !e.cfg.Spares.Wants(rec) {
+	if !rec.Spare || e.cfg.Spares == nil || !e.cfg.Spares.Wants(rec) {
 		t.count(removed)
 		e.sweep(ctx, rec.ID)
 		return

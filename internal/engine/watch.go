@@ -29,7 +29,7 @@ func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
 	if why := e.awaitEnd(ctx, en, vm, t); why != "" && en.condemn(sandbox.Running, why) {
 		sb, _ := en.snapshot()
 		e.cfg.Log.Error("sandbox failed", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
-		close(en.doomed)
+		_ = e.doom(en) // logged, and here it is taken down
 	}
 	select {
 	case <-en.doomed: // whoever condemned it may still be writing its record

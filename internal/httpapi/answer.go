@@ -66,6 +66,8 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusUnprocessableEntity
 	case sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeStarting, sandbox.CodeClosing, sandbox.CodeCapacity:
 		return http.StatusServiceUnavailable
+	case sandbox.CodeDiskFull:
+		return http.StatusInsufficientStorage
 	case sandbox.CodeCanceled:
 		return statusClientClosed
 	default:
@@ -118,7 +120,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	level := slog.LevelDebug
 	switch code {
-	case sandbox.CodeInternal:
+	case sandbox.CodeInternal, sandbox.CodeDiskFull:
 		level = slog.LevelError
 	case sandbox.CodeBoot, sandbox.CodeLost:
 		level = slog.LevelWarn

@@ -135,7 +135,7 @@ func (a *API) routes() []route {
 			method: "POST", path: "/sandboxes", id: "create-sandbox", summary: "Create a sandbox",
 			doc: "Boots a microVM and returns when it takes programs. A client that goes away before that leaves no sandbox behind.",
 			in:  rest.CreateRequest{}, inOptional: true, out: rest.CreateResponse{}, status: http.StatusCreated, once: true,
-			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeNoEgress, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeClosing},
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeNoEgress, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeDiskFull, sandbox.CodeClosing},
 			serve:  a.create,
 		},
 		{

@@ -53,7 +53,7 @@ func (a Adopter) Adopt(ctx context.Context, rec store.VM, policy *sandbox.Egress
 	if err != nil {
 		return nil, errors.Join(a.lastWords(fmt.Errorf("agent: %w", err), fc), nic.Close(), fc.Kill(ctx))
 	}
-	vm := &VM{ID: rec.ID, Agent: session, BootPath: rec.BootPath, vm: fc, nic: nic, records: a.Records}
+	vm := &VM{ID: rec.ID, Agent: session, BootPath: rec.BootPath, vm: fc, nic: nic, records: a.Records, rec: rec}
 	if err := session.Prove(ctx, rec.Secret); err != nil {
 		return nil, errors.Join(err, vm.Kill(ctx))
 	}
