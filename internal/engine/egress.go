@@ -176,21 +176,31 @@ func (e *Engine) unsetEgress(ctx context.Context, en *entry, network provision.N
 // maxDeniedName is how long the name of a host is at most, in bytes.
 const maxDeniedName = 253
 
-// denials returns what was refused at an interface so far. Its words are in part a
-// guest's.
+// denials returns what was refused at an interface so far, each thing once, whoever
+// refused it. The words are in part a guest's.
 func denials(network provision.Network) []sandbox.EgressDenial {
 	if network == nil {
 		return nil
 	}
-	all := slices.Clone(network.Denials())
-	for i := range all {
-		d := &all[i]
+	var all []sandbox.EgressDenial
+	place := make(map[string]int)
+	for _, d := range network.Denials() {
 		d.Host = printable.Head(d.Host, maxDeniedName)
 		d.Protocol = sandbox.Protocol(printable.Head(string(d.Protocol), 16))
 		if d.Rule != nil {
 			rule := *d.Rule
 			rule.Host = printable.Head(rule.Host, maxDeniedName)
 			d.Rule = &rule
+		}
+		at, known := place[d.Key()]
+		if !known {
+			place[d.Key()] = len(all)
+			all = append(all, d)
+			continue
+		}
+		all[at].Count += d.Count
+		if d.Last.After(all[at].Last) {
+			all[at].Last = d.Last
 		}
 	}
 	return all

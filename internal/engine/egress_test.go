@@ -475,6 +475,22 @@ func TestExecTellsWhatWasRefused(t *testing.T) {
 	}
 }
 
+// What two parts of the interface refused is one thing, and told once.
+func TestDenialsOfOneThing(t *testing.T) {
+	n := &fakeNetwork{}
+	early, late := time.Unix(1, 0), time.Unix(2, 0)
+	n.denials = []sandbox.EgressDenial{
+		{Host: "a.test", Protocol: sandbox.TCP, Count: 5, Last: early}, {Host: "b.test", Count: 1}, {Host: "a.test", Protocol: sandbox.TCP, Count: 3, Last: late},
+	}
+	got := denials(ofVM{fakeNetwork: n})
+	if hosts(got) != "a.test:8 b.test:1" || !got[0].Last.Equal(late) {
+		t.Errorf("got %+v", got)
+	}
+	if since := sandbox.EgressDenialsSince(got, denials(ofVM{fakeNetwork: n})); since != nil {
+		t.Errorf("told again: %+v", since)
+	}
+}
+
 // followed is how many programs of a sandbox run and are followed.
 func (f *fixture) followed(id sandbox.ID) int {
 	en := f.find(id)
