@@ -111,20 +111,6 @@ func checkClock(_ context.Context, env Env, kvm KVM) Result {
 	return ok("the clock is kept right")
 }
 
-func checkNetwork(_ context.Context, env Env, kvm KVM) Result {
-	if !kvm.Usable {
-		return ok(notHere)
-	}
-	have := []string{"no /dev/net/tun", "no nft"}
-	if isDevice(env.Host, "dev/net/tun") {
-		have[0] = "/dev/net/tun"
-	}
-	if path, err := env.LookPath("nft"); err == nil {
-		have[1] = path
-	}
-	return ok("not needed, as sandboxes have no network; there is " + strings.Join(have, " and "))
-}
-
 // maxSocketPath is the longest path of a Unix socket, without the NUL at its end.
 const maxSocketPath = 107
 

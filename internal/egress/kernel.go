@@ -18,14 +18,11 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	hostkernel "github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/fault"
 )
-
-// Modules are the kernel modules that a network interface of a sandbox needs, with
-// what they need in turn.
-var Modules = []string{"tun", "nf_tables", "nft_tproxy", "nft_socket", "nft_reject_inet", "nft_quota"}
 
 // Fault points of [Host.Attach] and [Host.Adopt], one for each step. Adopting has
 // no TAP to make.
@@ -194,7 +191,7 @@ func (k *kernel) batch(fill func(*nftables.Conn) error) error {
 func explain(err error) error {
 	for _, unknown := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, unknown) {
-			return fmt.Errorf("this host's kernel lacks a part of nftables that network interfaces of sandboxes need (sudo modprobe -a %s): %w", strings.Join(Modules[1:], " "), err)
+			return fmt.Errorf("this host's kernel lacks a part of nftables that network interfaces of sandboxes need (sudo modprobe -a %s): %w", strings.Join(hostkernel.NetworkModules()[1:], " "), err)
 		}
 	}
 	return err
