@@ -195,6 +195,10 @@ func (b *bench) ask(f frame, want string) string {
 		wait = quiet
 	}
 	got, tcp := b.read(wait)
+	for (f.proto == unix.IPPROTO_TCP || f.proto == unix.IPPROTO_UDP) && !strings.HasPrefix(got, "icmp") && got != "nothing" &&
+		binary.BigEndian.Uint16(tcp[2:]) != f.srcPort {
+		got, tcp = b.read(wait) // that was for somebody else
+	}
 	if strings.HasPrefix(got, "open") {
 		// Or it would be offered again.
 		f.flags, f.seq, f.ack = tcpRST, f.seq+1, binary.BigEndian.Uint32(tcp[4:])+1
