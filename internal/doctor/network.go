@@ -25,13 +25,13 @@ func checkNetwork(_ context.Context, env Env, kvm KVM) Result {
 	remedy := "sudo modprobe -a " + strings.Join(missing, " ") + ", or a kernel that has them"
 	switch {
 	case !isDevice(env.Host, "dev/net/tun"):
-		return warn("there is no /dev/net/tun, so no sandbox can be given a network", "sudo modprobe tun")
+		return warn("there is no /dev/net/tun, so no sandbox can have egress", "sudo modprobe tun")
 	case len(missing) > 0 && !known:
-		return unknown("the kernel does not say whether it has " + strings.Join(missing, ", ") + ", without which no sandbox can be given a network")
+		return unknown("the kernel does not say whether it has " + strings.Join(missing, ", ") + ", without which no sandbox can have egress")
 	case len(missing) > 0:
-		return warn("the kernel lacks "+strings.Join(missing, ", ")+", so no sandbox can be given a network", remedy)
+		return warn("the kernel lacks "+strings.Join(missing, ", ")+", so no sandbox can have egress", remedy)
 	}
-	return ok("there is TUN, and what of nftables the network of a sandbox needs")
+	return ok("there is TUN, and what egress needs of nftables")
 }
 
 // hostModules returns the modules that the kernel has built in or can load, and

@@ -88,7 +88,7 @@ func attachKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ 
 		{FaultVerify, func() error { return k.verify(p) }, nil},
 		{FaultTAP, func() error { return k.ns.do(func() error { return makeTAP(vmm.UID) }) }, func() error { return k.ns.do(removeTAP) }},
 		{FaultWire, func() error { return k.ns.do(func() error { return wire(k.guest, cfg.ipv6) }) }, nil},
-		{FaultSockets, func() (err error) { s, err = k.listen(); return err }, func() error { return s.close() }},
+		{FaultSockets, func() (err error) { s, err = k.listen(ctx); return err }, func() error { return s.close() }},
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
@@ -124,7 +124,7 @@ func adoptKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ *
 		{FaultRules, func() error { return k.reassert(p, cfg.log.With("vm", vmm.ID)) }},
 		{FaultVerify, func() error { return k.verify(p) }},
 		{FaultWire, func() error { return k.ns.do(func() error { return wire(k.guest, cfg.ipv6) }) }},
-		{FaultSockets, func() (err error) { s, err = k.listen(); return err }},
+		{FaultSockets, func() (err error) { s, err = k.listen(ctx); return err }},
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
