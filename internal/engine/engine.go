@@ -2,7 +2,7 @@
 //
 // The one idea: one table of sandboxes, and one goroutine that owns each of
 // them: the one that creates it, and then its watcher. Whoever wants its end
-// condemns it, which puts it out of reach at once, and the owner takes it down.
+// condemns it, from when on nothing begins in it, and the owner takes it down.
 // A sandbox's record is on disk before the first side effect and goes after the
 // last, so the table is a cache of the disk, and the next daemon goes on with
 // what this one leaves, whether it was asked to or killed.

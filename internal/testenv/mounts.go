@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"errors"
+	"flag"
 	"os"
 	"os/exec"
 	"strings"
@@ -28,11 +29,11 @@ func OwnMounts(t *testing.T) bool {
 		t.Fatal(err)
 	}
 	args := []string{"-test.run", "^" + t.Name() + "$", "-test.v"}
-	for _, arg := range os.Args[1:] { // the flags that are the test's own
-		if !strings.HasPrefix(arg, "-test.") {
-			args = append(args, arg)
+	flag.Visit(func(f *flag.Flag) { // those that are the test's own
+		if !strings.HasPrefix(f.Name, "test.") {
+			args = append(args, "-"+f.Name+"="+f.Value.String())
 		}
-	}
+	})
 	cmd := exec.CommandContext(t.Context(), self, args...) //nolint:gosec // it is this test binary again
 	cmd.Env = append(os.Environ(), ownMountsEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
