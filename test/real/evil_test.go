@@ -25,18 +25,28 @@ import (
 // What this test binary is as PID 1 of a microVM, by the interpreter of the
 // pack: an agent that breaks the protocol, or one that keeps to it, for the
 // neighbour of the first.
+// Or one that floods its network, whatever else it does.
 const (
-	evilAgent  = "evil-agent"
-	goodPrefix = "good"
+	evilAgent   = "evil-agent"
+	goodPrefix  = "good"
+	floodPrefix = "flood"
 )
 
 // isGuest tells whether this binary was booted to be one of those.
 func isGuest(cmdline string) bool {
-	return strings.Contains(cmdline, "emberd.interpreter="+evilAgent) || strings.Contains(cmdline, "emberd.interpreter="+goodPrefix+"/")
+	return strings.Contains(cmdline, "emberd.interpreter="+evilAgent) || strings.Contains(cmdline, "emberd.interpreter="+goodPrefix+"/") || isFlood(cmdline)
+}
+
+// isFlood tells whether it was booted to flood its network.
+func isFlood(cmdline string) bool {
+	return strings.Contains(cmdline, "emberd.interpreter="+floodPrefix+"/")
 }
 
 // runGuest is the main of PID 1. It does not return.
-func runGuest() {
+func runGuest(cmdline string) {
+	if isFlood(cmdline) {
+		go floodForever() // for as long as the microVM is there
+	}
 	boot.Halt(serveGuest())
 }
 
@@ -49,7 +59,11 @@ func serveGuest() error {
 	if err != nil {
 		return err
 	}
-	if sh, ok := strings.CutPrefix(params.Interpreter, goodPrefix); ok {
+	sh, ok := strings.CutPrefix(params.Interpreter, goodPrefix)
+	if !ok {
+		sh, ok = strings.CutPrefix(params.Interpreter, floodPrefix)
+	}
+	if ok {
 		dead := reaper.NewInit()
 		var reaping sync.WaitGroup
 		reaping.Go(func() { dead.Run(context.Background()) })

@@ -12,6 +12,7 @@ import (
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/pack"
+	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/testenv/oracle"
 )
 
@@ -19,22 +20,29 @@ import (
 // shell with another interpreter.
 func withPack(t *testing.T, c *daemon.Config, name, interpreter string) {
 	t.Helper()
-	m, err := pack.ReadManifest(c.DataDir, "shell")
+	addPack(t, c.DataDir, "shell", name, interpreter)
+}
+
+// addPack adds a pack to a data directory: the image of another one, with another
+// interpreter, which is started anew for each program.
+func addPack(t *testing.T, data paths.Data, of, name, interpreter string) {
+	t.Helper()
+	m, err := pack.ReadManifest(data, of)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.Name, m.Interpreter = name, interpreter
+	m.Name, m.Interpreter, m.Warm = name, interpreter, nil
 	raw, err := json.Marshal(m)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.MkdirAll(filepath.Dir(c.DataDir.PackManifest(name)), 0o755); err != nil {
+	if err := os.MkdirAll(filepath.Dir(data.PackManifest(name)), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Link(c.DataDir.PackRootfs("shell"), c.DataDir.PackRootfs(name)); err != nil {
+	if err := os.Link(data.PackRootfs(of), data.PackRootfs(name)); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(c.DataDir.PackManifest(name), raw, 0o600); err != nil {
+	if err := os.WriteFile(data.PackManifest(name), raw, 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -41,7 +41,7 @@ func TestMain(m *testing.M) {
 	}
 	if os.Getpid() == 1 {
 		if cmdline := kernelCommandLine(); isGuest(cmdline) {
-			runGuest()
+			runGuest(cmdline)
 		}
 		// The kernel opens no console for a PID 1 whose initramfs has none.
 		_ = os.Mkdir("/dev", 0o755)
