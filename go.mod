@@ -3,6 +3,7 @@ module github.com/emberd/emberd
 go 1.26.0
 
 require (
+	github.com/anishathalye/porcupine v1.3.1
 	github.com/danielgtaylor/huma/v2 v2.37.2
 	github.com/google/nftables v0.3.0
 	github.com/google/renameio/v2 v2.0.2

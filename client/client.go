@@ -19,8 +19,8 @@
 // An error means that emberd could not do what was asked: an [*Error] carries
 // the daemon's answer, [ErrUnreachable] means that nobody answered.
 //
-// There are no retries: creating and executing are not idempotent, and the
-// caller knows best what a second attempt would cost.
+// There are no retries, as the caller knows best what a second attempt would cost.
+// [Client.CreateOnce] and [Program.Key] make it safe to try again.
 package client
 
 import (
@@ -117,6 +117,10 @@ type Program struct {
 	// Timeout is a wall-clock limit, in whole milliseconds; zero means that of
 	// the sandbox.
 	Timeout time.Duration
+	// Key, unless it is empty, names the request: a program is started once with it
+	// in a sandbox, however often it is asked for, and the answer is the same. It is
+	// 1 to 128 visible characters of ASCII that are not used for another request.
+	Key string
 }
 
 // Result tells how a program ended.
@@ -153,7 +157,7 @@ const TimedOut = "execution timed out"
 // first, the program goes on until its time limit; [Client.Execs] lists it.
 func (c *Client) Exec(ctx context.Context, id string, p Program) (Result, error) {
 	var res rest.ExecResult
-	if err := c.do(ctx, http.MethodPost, sandboxPath(id)+"/exec", p.request(), &res); err != nil {
+	if err := c.do(ctx, http.MethodPost, sandboxPath(id)+"/exec", p.request(), &res, once(p.Key)); err != nil {
 		return Result{}, err
 	}
 	return Result{
@@ -265,8 +269,8 @@ func (c *Client) Ready(ctx context.Context) error {
 
 // do sends one request with in as its JSON body, unless nil, and decodes the
 // answer into out, unless nil.
-func (c *Client) do(ctx context.Context, method, path string, in, out any) error {
-	resp, err := c.send(ctx, method, path, in)
+func (c *Client) do(ctx context.Context, method, path string, in, out any, options ...requestOption) error {
+	resp, err := c.send(ctx, method, path, in, options...)
 	if err != nil {
 		return err
 	}
@@ -285,19 +289,31 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 
 // send sends one request with in as its JSON body, unless nil, and returns the
 // answer if it is a success. The caller closes its body.
-func (c *Client) send(ctx context.Context, method, path string, in any) (*http.Response, error) {
+func (c *Client) send(ctx context.Context, method, path string, in any, options ...requestOption) (*http.Response, error) {
 	if in == nil {
-		return c.sendBytes(ctx, method, path, "", nil)
+		return c.sendBytes(ctx, method, path, "", nil, options...)
 	}
 	b, err := encode(in)
 	if err != nil {
 		return nil, err
 	}
-	return c.sendBytes(ctx, method, path, "application/json", b)
+	return c.sendBytes(ctx, method, path, "application/json", b, options...)
+}
+
+// requestOption changes one request.
+type requestOption func(*http.Request)
+
+// once has a request carried out once, if there is a key.
+func once(key string) requestOption {
+	return func(r *http.Request) {
+		if key != "" {
+			r.Header.Set(rest.OnceHeader, key)
+		}
+	}
 }
 
 // sendBytes is send for a body of any type.
-func (c *Client) sendBytes(ctx context.Context, method, path, contentType string, body []byte) (*http.Response, error) {
+func (c *Client) sendBytes(ctx context.Context, method, path, contentType string, body []byte, options ...requestOption) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.base+path, bytes.NewReader(body))
 	if err != nil {
 		return nil, err
@@ -307,6 +323,9 @@ func (c *Client) sendBytes(ctx context.Context, method, path, contentType string
 	}
 	if c.key != "" {
 		req.Header.Set("Authorization", "Bearer "+c.key)
+	}
+	for _, o := range options {
+		o(req)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

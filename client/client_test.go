@@ -316,3 +316,42 @@ func TestSocketAndKey(t *testing.T) {
 		t.Errorf("no socket: %v", err)
 	}
 }
+
+// A request with a key has it in its header, and every other one has none.
+func TestOnce(t *testing.T) {
+	var keys []string
+	c := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		keys = append(keys, r.Method+" "+r.URL.Path+" "+strings.Join(r.Header.Values("Idempotency-Key"), "|"))
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, `{"id":"sb_a1b2c3d4e5f6","exec_id":"ex_0123456789ab"}`)
+	})
+	if _, err := c.CreateOnce(t.Context(), "", "shell"); err == nil || len(keys) > 0 {
+		t.Errorf("without a key, %q was sent: %v", keys, err)
+	}
+	for _, key := range []string{"", "k"} {
+		create := func(ctx context.Context, options ...CreateOption) (string, error) {
+			return c.Create(ctx, "shell", options...)
+		}
+		if key != "" {
+			create = func(ctx context.Context, options ...CreateOption) (string, error) {
+				return c.CreateOnce(ctx, key, "shell", options...)
+			}
+		}
+		if got, err := create(t.Context(), WithLimits(Limits{PIDs: 20})); got != id || err != nil {
+			t.Errorf("%s, %v", got, err)
+		}
+		if _, err := c.Exec(t.Context(), id, Program{Code: "1", Key: key}); err != nil {
+			t.Error(err)
+		}
+		if _, err := c.StartExec(t.Context(), id, Program{Code: "1", Key: key}, false); err != nil {
+			t.Error(err)
+		}
+	}
+	var want []string
+	for _, key := range []string{"", "k"} {
+		want = append(want, "POST /sandboxes "+key, "POST /sandboxes/"+id+"/exec "+key, "POST /sandboxes/"+id+"/execs "+key)
+	}
+	if !slices.Equal(keys, want) {
+		t.Errorf("%q", keys)
+	}
+}

@@ -50,12 +50,8 @@ func (c *Client) Create(ctx context.Context, pack string, options ...CreateOptio
 	})
 	defer stop()
 
-	req := rest.CreateRequest{LanguagePack: pack}
-	for _, o := range options {
-		o(&req)
-	}
 	var created rest.CreateResponse
-	err := c.do(traced, http.MethodPost, "/sandboxes", req, &created)
+	err := c.do(traced, http.MethodPost, "/sandboxes", createRequest(pack, options), &created)
 	if ctx.Err() == nil {
 		return created.ID, err
 	}
@@ -66,6 +62,30 @@ func (c *Client) Create(ctx context.Context, pack string, options ...CreateOptio
 		return "", fmt.Errorf("%w; delete sandbox %s: %w", context.Cause(ctx), created.ID, err)
 	}
 	return "", context.Cause(ctx)
+}
+
+// CreateOnce is Create with a name for the request: it makes one sandbox however
+// often it is called with that key, and returns the id of that one for 24 hours,
+// also when the sandbox is gone by then. The key is 1 to 128 visible characters of
+// ASCII; with another pack or other options it has to be another one. It is
+// forgotten when the create fails.
+//
+// When ctx ends first, the sandbox is made all the same, and found by calling again.
+func (c *Client) CreateOnce(ctx context.Context, key, pack string, options ...CreateOption) (string, error) {
+	if key == "" {
+		return "", errors.New("a sandbox that is to be created once needs a key")
+	}
+	var created rest.CreateResponse
+	err := c.do(ctx, http.MethodPost, "/sandboxes", createRequest(pack, options), &created, once(key))
+	return created.ID, err
+}
+
+func createRequest(pack string, options []CreateOption) rest.CreateRequest {
+	req := rest.CreateRequest{LanguagePack: pack}
+	for _, o := range options {
+		o(&req)
+	}
+	return req
 }
 
 // closeWrite closes the sending half of conn, if it has halves.

@@ -20,7 +20,7 @@ import (
 func (c *Client) StartExec(ctx context.Context, id string, p Program, stdinOpen bool) (string, error) {
 	var started rest.StartResponse
 	req := rest.StartRequest{ExecRequest: p.request(), StdinOpen: stdinOpen}
-	err := c.do(ctx, http.MethodPost, sandboxPath(id)+"/execs", req, &started)
+	err := c.do(ctx, http.MethodPost, sandboxPath(id)+"/execs", req, &started, once(p.Key))
 	return started.ExecID, err
 }
 

@@ -19,6 +19,10 @@ const (
 	MaxExecBody   = 1 << 20
 )
 
+// OnceHeader names a request that makes or starts something, so that it is carried
+// out once however often it is sent.
+const OnceHeader = "Idempotency-Key"
+
 // CreateRequest asks for a new sandbox. An empty body asks for the default pack
 // and the default limits.
 type CreateRequest struct {
@@ -113,7 +117,7 @@ type Status struct {
 // Error is the body of every answer that is not a success.
 type Error struct {
 	Message string `json:"error" example:"sandbox not found" doc:"What went wrong, for people."`
-	Code    string `json:"code" enum:"invalid_request,unknown_pack,unauthorized,forbidden,not_found,too_large,quota_exceeded,no_capacity,boot_failed,sandbox_lost,starting_up,shutting_down,exec_ended,output_gone,no_egress,egress_unavailable,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
+	Code    string `json:"code" enum:"invalid_request,unknown_pack,unauthorized,forbidden,not_found,too_large,quota_exceeded,rate_limited,key_reused,no_capacity,disk_full,boot_failed,sandbox_lost,starting_up,shutting_down,exec_ended,output_gone,no_egress,egress_unavailable,canceled,internal" example:"not_found" doc:"What went wrong, for programs."`
 
 	FirstOffset int64 `json:"first_offset,omitempty" example:"4096" doc:"With output_gone, the position from which on there is output. Absent otherwise."`
 }

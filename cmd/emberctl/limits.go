@@ -16,6 +16,7 @@ type wish struct {
 	pack, bootPath string
 	limits         client.Limits
 	reach          reach
+	key            string // of a request that may be repeated
 	// options are all of it but the pack, once it is settled.
 	options []client.CreateOption
 }

@@ -72,6 +72,7 @@ The sandbox has no network unless --allow or --egress says what it may reach.
 func newExecCmd(a *app) *cobra.Command {
 	var src source
 	var detach bool
+	var key string
 	cmd := &cobra.Command{
 		Use:   "exec [flags] ID CODE|-",
 		Short: "Run a program in a sandbox",
@@ -82,6 +83,10 @@ files is there for the next one.
 With --detach it prints the program's id as soon as the program runs, and does not
 wait for its end; emberctl attach does. Interrupted, it leaves a program that has
 begun to go on until its time limit; emberctl ps finds it.
+
+With --idempotency-key it can be repeated when it is not known what became of it:
+the program is started once, and the answer is the same, as long as what it wrote is
+kept: an hour, and the youngest MiB of each stream.
 ` + programHelp,
 		Example: `  id=$(emberctl create)
   emberctl exec $id 'print(6*7)'
@@ -99,6 +104,7 @@ begun to go on until its time limit; emberctl ps finds it.
 			if err != nil {
 				return err
 			}
+			prog.Key = key
 			if detach {
 				return a.start(cmd.Context(), args[0], prog)
 			}
@@ -115,6 +121,7 @@ begun to go on until its time limit; emberctl ps finds it.
 	}
 	src.flags(cmd)
 	cmd.Flags().BoolVarP(&detach, "detach", "d", false, "print the program's id and do not wait for its end")
+	cmd.Flags().StringVar(&key, "idempotency-key", "", "start the program once however often this is repeated with the same key and program")
 	return cmd
 }
 
@@ -163,6 +170,9 @@ func (a *app) runOnce(ctx context.Context, want wish, prog client.Program) error
 // there is none; show tells why.
 func (a *app) create(ctx context.Context, show progress.Func, want wish) (string, error) {
 	show.Step("creating a sandbox")
+	if want.key != "" {
+		return a.client().CreateOnce(ctx, want.key, want.pack, want.options...)
+	}
 	defer context.AfterFunc(ctx, func() { show.Step("interrupted; undoing what was begun") })()
 	return a.client().Create(ctx, want.pack, want.options...)
 }

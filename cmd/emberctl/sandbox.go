@@ -20,6 +20,10 @@ func newCreateCmd(a *app) *cobra.Command {
 		Long: `Create boots a microVM and prints the sandbox's id when it takes programs.
 Interrupted before that, it leaves nothing behind.
 
+With --idempotency-key it can be repeated when it is not known what became of it:
+it creates one sandbox, and prints the same id for 24 hours. Interrupted, it then
+leaves the sandbox to the next try.
+
 A sandbox is deleted when its lifetime is over or when no program has run in it
 for its idle timeout; emberctl ls shows when that will be.
 
@@ -29,7 +33,8 @@ changes that, and shows what was refused.
 		Example: `  id=$(emberctl create --pack shell --memory 512 --lifetime 10m)
   emberctl exec $id 'echo hello'
   emberctl rm $id
-  emberctl create --allow pypi.org --allow files.pythonhosted.org`,
+  emberctl create --allow pypi.org --allow files.pythonhosted.org
+  until id=$(emberctl create --idempotency-key job-4711); do sleep 1; done`,
 		Args: func(cmd *cobra.Command, args []string) error {
 			return errors.Join(cobra.NoArgs(cmd, args), want.reach.check())
 		},
@@ -52,6 +57,7 @@ changes that, and shows what was refused.
 		},
 	}
 	want.flags(a, cmd)
+	cmd.Flags().StringVar(&want.key, "idempotency-key", "", "create one sandbox however often this is repeated with the same key and flags")
 	return cmd
 }
 

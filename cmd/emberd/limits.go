@@ -30,6 +30,7 @@ func limitSettings(t *config.Table, cfg *daemon.Config) {
 	f.IntVar(&c.Sandboxes, "capacity-sandboxes", c.Sandboxes, "how many sandboxes there may be")
 	f.IntVar(&c.MemoryMiB, "capacity-memory", c.MemoryMiB, "memory in MiB that all sandboxes may take together, VMMs included")
 	f.IntVar(&c.VCPUs, "capacity-vcpus", c.VCPUs, "virtual CPUs that all sandboxes may have together")
+	f.IntVar(&cfg.OnceKeys, "idempotency-keys", cfg.OnceKeys, "creates with an Idempotency-Key that are remembered, each for 24 hours")
 	t.Derive("capacity-memory", "the host's less 512 MiB", "15360")
 	t.Derive("capacity-vcpus", "32 for each of the host's CPUs", "256")
 }

@@ -50,6 +50,7 @@ func listenSettings(t *config.Table, cfg *daemon.Config) {
 	f.StringSliceVar(&cfg.AllowHosts, "allow-host", nil, "another Host header to answer to, exactly as clients send it: NAME or NAME:PORT")
 	f.StringVar(&cfg.TLS.Cert, "tls-cert", "", "serve TLS at --listen with the certificate in this PEM file, which is read again when it changes")
 	f.StringVar(&cfg.TLS.Key, "tls-key", "", "PEM file of the certificate's private key")
+	f.IntVar(&cfg.RequestRate, "request-rate", cfg.RequestRate, "requests a second with one API key, and as many at once; 0 for any number")
 	f.BoolVar(&cfg.Insecure, "insecure", false, "serve other hosts even without API keys or TLS")
 }
 

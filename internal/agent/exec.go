@@ -39,6 +39,9 @@ type Command struct {
 	// ID names a program that goes on, under its limit, when nobody listens any
 	// more; see [Session.ExecState]. One without ends then.
 	ID string
+	// Digest, with an ID, is of a request that may come again: no other program is
+	// ever started with that ID.
+	Digest []byte
 }
 
 // Stdio is where a program's input comes from and where its output goes. Nil
@@ -165,7 +168,7 @@ func leave(w *agentv1.FrameWriter, left, over <-chan struct{}) {
 const maxUnwanted = 1 << 20
 
 func (c Command) request() *agentv1.Request {
-	e := &agentv1.Exec{Id: c.ID}
+	e := &agentv1.Exec{Id: c.ID, Digest: c.Digest}
 	if len(c.Argv) > 0 {
 		e.Program = &agentv1.Exec_Command{Command: &agentv1.Command{Argv: c.Argv, Env: c.Env, Dir: c.Dir}}
 	} else {

@@ -23,6 +23,12 @@ var (
 	ErrExecEnded = errors.New("the program has ended, or its input has")
 	// ErrInputFull says that the program has not read the input that it was given.
 	ErrInputFull = errors.New("there is no room for that much input")
+	// ErrExists says that a program with that id was started before, for the same
+	// request, and ErrDiffers, that it was for another one.
+	ErrExists  = errors.New("a program with that id was started before")
+	ErrDiffers = errors.New("a program with that id was started for another request")
+	// ErrMany says that the agent can remember no more ids.
+	ErrMany = errors.New("too many programs were started that can be asked for again")
 	// ErrBeyond says that the output is not that long.
 	ErrBeyond = errors.New("the output is not that long")
 )
@@ -70,6 +76,13 @@ func checkID(id string) error {
 	return nil
 }
 
+// ExecOnce returns what the agent knows of the program called id that was started
+// with a digest. The error is [ErrNoExec] if none was, [ErrDiffers] if it has
+// another digest, and [ErrExists] if it is no longer known what became of it.
+func (s *Session) ExecOnce(ctx context.Context, id string, digest []byte) (ExecState, error) {
+	return s.execState(ctx, id, digest)
+}
+
 // StartExec starts cmd, which has an id, and returns when it runs or it is known
 // that it could not be started; its state tells which. It is given stdin, and may
 // be given more if open is set.
@@ -103,7 +116,7 @@ func (s *Session) AwaitExec(ctx context.Context, id string) (Exit, error) {
 
 // Execs returns what the agent knows of programs, in the order of their starts.
 func (s *Session) Execs(ctx context.Context) ([]ExecState, error) {
-	list, err := s.execs(ctx, "")
+	list, err := s.execs(ctx, "", nil)
 	if err != nil {
 		return nil, fmt.Errorf("list programs: %w", err)
 	}
@@ -112,10 +125,14 @@ func (s *Session) Execs(ctx context.Context) ([]ExecState, error) {
 
 // ExecState returns what the agent knows of the program called id.
 func (s *Session) ExecState(ctx context.Context, id string) (ExecState, error) {
+	return s.execState(ctx, id, nil)
+}
+
+func (s *Session) execState(ctx context.Context, id string, digest []byte) (ExecState, error) {
 	err := checkID(id)
 	var list []ExecState
 	if err == nil {
-		list, err = s.execs(ctx, id)
+		list, err = s.execs(ctx, id, digest)
 	}
 	if err == nil && (len(list) != 1 || list[0].ID != id) {
 		err = fmt.Errorf("%w: it tells of other programs", errProtocol)
@@ -126,12 +143,12 @@ func (s *Session) ExecState(ctx context.Context, id string) (ExecState, error) {
 	return list[0], nil
 }
 
-func (s *Session) execs(ctx context.Context, id string) (list []ExecState, err error) {
+func (s *Session) execs(ctx context.Context, id string, digest []byte) (list []ExecState, err error) {
 	stream, err := s.OpenStream(ctx)
 	if err != nil {
 		return nil, err
 	}
-	req := &agentv1.Request{Op: &agentv1.Request_ListExecs{ListExecs: &agentv1.ListExecs{Id: id}}}
+	req := &agentv1.Request{Op: &agentv1.Request_ListExecs{ListExecs: &agentv1.ListExecs{Id: id, Digest: digest}}}
 	err = ask(ctx, stream, req, func(stream net.Conn) error {
 		list, err = readExecs(stream)
 		return err
@@ -357,6 +374,12 @@ func guestError(m *agentv1.Error, text error) error {
 		return ErrInputFull
 	case agentv1.Error_BEYOND:
 		return ErrBeyond
+	case agentv1.Error_EXISTS:
+		return ErrExists
+	case agentv1.Error_DIFFERS:
+		return ErrDiffers
+	case agentv1.Error_MANY:
+		return ErrMany
 	case agentv1.Error_GONE:
 		if first := int64(m.GetFirst()); first > 0 {
 			return &GoneError{First: first}

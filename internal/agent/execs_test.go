@@ -458,3 +458,47 @@ func TestHostileLeave(t *testing.T) {
 		t.Errorf("it took %v", took)
 	}
 }
+
+func TestExecOnce(t *testing.T) {
+	s := open(t, agenttest.Config{})
+	digest, another := []byte("one"), []byte("another")
+	cmd := agent.Command{ID: execID, Code: "cat", Digest: digest}
+	if _, err := s.ExecOnce(t.Context(), execID, digest); !errors.Is(err, agent.ErrNoExec) {
+		t.Errorf("before it is started: %v", err)
+	}
+	start(t, s, cmd, "in", true)
+	check := func(when string, ended bool) {
+		t.Helper()
+		state, err := s.ExecOnce(t.Context(), execID, digest)
+		if err != nil || state.ID != execID || (state.Exit != nil) != ended {
+			t.Errorf("%s: %+v, %v", when, state, err)
+		}
+		if _, err := s.ExecOnce(t.Context(), execID, another); !errors.Is(err, agent.ErrDiffers) {
+			t.Errorf("%s, with another digest: %v", when, err)
+		}
+		for digest, want := range map[string]error{"one": agent.ErrExists, "another": agent.ErrDiffers, "": agent.ErrDiffers} {
+			again := agent.Command{ID: execID, Code: "cat", Digest: []byte(digest)}
+			if err := s.StartExec(t.Context(), again, []byte("in"), true); !errors.Is(err, want) {
+				t.Errorf("%s it is started again with %q: %v", when, digest, err)
+			}
+			if _, err := s.Exec(t.Context(), again, agent.Stdio{}); !errors.Is(err, want) {
+				t.Errorf("%s it is run again with %q: %v", when, digest, err)
+			}
+		}
+	}
+	check("while it runs", false)
+	// Input that a start brought which was refused takes no room.
+	if err := s.FeedExec(t.Context(), execID, make([]byte, 1<<20-2), true); err != nil {
+		t.Error(err)
+	}
+	if exit, err := s.AwaitExec(t.Context(), execID); err != nil || exit.Code != 0 {
+		t.Errorf("%+v, %v", exit, err)
+	}
+	check("when it has ended", true)
+	if err := s.StartExec(t.Context(), agent.Command{ID: "ex_000000000000", Code: "true", Digest: make([]byte, 65)}, nil, false); err == nil {
+		t.Error("a digest of any length is taken")
+	}
+	if _, err := s.Exec(t.Context(), agent.Command{Code: "true", Digest: digest}, agent.Stdio{}); err == nil {
+		t.Error("a digest without an id is taken")
+	}
+}

@@ -88,7 +88,7 @@ func TestAdmit(t *testing.T) {
 		"too many parts":       {"emb_a_b_c_" + check("emb_a_b_c"), false},
 		"the hash":             {string(made.Hash[:]), false},
 	} {
-		if good, ok := r.Admit(tt.key); ok != tt.ok || ok && good.Err() != nil {
+		if _, good, ok := r.Admit(tt.key); ok != tt.ok || ok && good.Err() != nil {
 			t.Errorf("%s: %v, want %v", name, ok, tt.ok)
 		}
 	}
@@ -102,8 +102,8 @@ func TestRevokeReachesOpenRequests(t *testing.T) {
 	other, _ := create(t, path, "")
 	r := open(t, path)
 	watch(t, r)
-	good, _ := r.Admit(key)
-	otherGood, _ := r.Admit(other)
+	_, good, _ := r.Admit(key)
+	_, otherGood, _ := r.Admit(other)
 
 	began := time.Now()
 	if err := Revoke(path, made.ID); err != nil {
@@ -115,10 +115,10 @@ func TestRevokeReachesOpenRequests(t *testing.T) {
 	case <-time.After(time.Second):
 		t.Fatal("still good a second after it was revoked")
 	}
-	if _, ok := r.Admit(key); ok {
+	if _, _, ok := r.Admit(key); ok {
 		t.Error("a revoked key is admitted")
 	}
-	if _, ok := r.Admit(other); !ok || otherGood.Err() != nil {
+	if _, _, ok := r.Admit(other); !ok || otherGood.Err() != nil {
 		t.Error("another key went with it")
 	}
 	if err := Revoke(path, made.ID); !errors.Is(err, ErrUnknown) {
@@ -132,7 +132,7 @@ func TestWatch(t *testing.T) {
 	r := open(t, path)
 	watch(t, r)
 	key, made := create(t, path, "")
-	await(t, "the first key", func() bool { _, ok := r.Admit(key); return ok })
+	await(t, "the first key", func() bool { _, _, ok := r.Admit(key); return ok })
 	if err := Revoke(path, made.ID); err != nil {
 		t.Fatal(err)
 	}
@@ -141,7 +141,7 @@ func TestWatch(t *testing.T) {
 		t.Error("revoking the last key opened the API")
 	}
 	key, _ = create(t, path, "")
-	await(t, "a new key", func() bool { _, ok := r.Admit(key); return ok })
+	await(t, "a new key", func() bool { _, _, ok := r.Admit(key); return ok })
 	if err := os.WriteFile(path, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}

@@ -82,20 +82,21 @@ func (r *Ring) Len() int {
 	return len(r.keys)
 }
 
-// Admit reports whether key is good. The context ends when it no longer is.
-func (r *Ring) Admit(key string) (good context.Context, ok bool) {
-	id, ok := parse(key)
+// Admit reports whether key is good, and its id. The context ends when it no
+// longer is.
+func (r *Ring) Admit(key string) (id string, good context.Context, ok bool) {
+	id, ok = parse(key)
 	if !ok {
-		return nil, false
+		return "", nil, false
 	}
 	hash := hashOf(key)
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	k := r.keys[id]
 	if k == nil || subtle.ConstantTimeCompare(k.hash[:], hash[:]) != 1 {
-		return nil, false
+		return "", nil, false
 	}
-	return k.good, true
+	return id, k.good, true
 }
 
 // changed reports whether the file is not the one that was read.

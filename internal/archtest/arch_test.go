@@ -25,7 +25,7 @@ var rank = map[string]int{
 	"internal/provision": 4, "internal/provision/template": 5, "internal/provision/pool": 6,
 	"internal/engine": 7,
 	"internal/bench":  8, "internal/httpapi": 8, "internal/doctor": 8, "internal/machine": 8, "internal/setup": 8,
-	"internal/daemon": 9, "internal/support": 9, "cmd": 10,
+	"internal/daemon": 9, "internal/daemon/daemontest": 8, "internal/support": 9, "cmd": 10,
 
 	// Inside the guest the same numbers mean the same thing.
 	"internal/guest/boot": 2, "internal/guest/reaper": 2, "internal/guest/execs": 2,

@@ -58,6 +58,9 @@ type Config struct {
 	Capacity engine.Capacity
 	// Egress is what sandboxes can be allowed to reach.
 	Egress Egress
+	// RequestRate is how many requests a second may come with one API key, 0 for any
+	// number, and OnceKeys how many creates with an Idempotency-Key are remembered.
+	RequestRate, OnceKeys int
 	// Pool is how many microVMs of each pack are kept ready. Their memory is set
 	// aside from the capacity.
 	Pool map[string]pool.Bounds
@@ -157,6 +160,8 @@ func NewConfig() Config {
 		Limits:        sandbox.DefaultPolicy(),
 		Capacity:      defaultCapacity(),
 		Egress:        Egress{On: true, Limits: sandbox.Egress{RateKiBps: defaultRateKiBps, TotalMiB: defaultTotalMiB}},
+		RequestRate:   defaultRequestRate,
+		OnceKeys:      defaultOnceKeys,
 		Users:         jail.DefaultUsers,
 		BootTimeout:   DefaultBootTimeout,
 		ParallelBoots: max(2, runtime.NumCPU()),
@@ -172,6 +177,14 @@ func NewConfig() Config {
 const (
 	defaultRateKiBps = 128 << 10
 	defaultTotalMiB  = 64 << 10
+)
+
+// defaultRequestRate is more than a client that waits for answers can send, so that
+// one that runs wild is slowed down. defaultOnceKeys take 4 KiB of the run directory
+// each when their sandboxes are gone.
+const (
+	defaultRequestRate = 1000
+	defaultOnceKeys    = 10_000
 )
 
 // What a daemon that was told nothing promises its sandboxes together: all of

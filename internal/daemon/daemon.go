@@ -76,6 +76,9 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err := errors.Join(cfg.Limits.Check(), cfg.Egress.Check()); err != nil {
 		return nil, err
 	}
+	if cfg.RequestRate < 0 || cfg.OnceKeys < 0 {
+		return nil, errors.New("neither the rate of requests nor the number of keys can be negative")
+	}
 	if err := d.openTraces(); err != nil {
 		return nil, err
 	}
@@ -88,6 +91,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
+	records.Faults = cfg.Faults
 	d.release.Add("store", func(context.Context) error { return records.Close() })
 	packs, err := pack.Load(cfg.DataDir)
 	if err != nil {
@@ -130,7 +134,7 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	foreground := provision.NewForeground(runtime.NumCPU())
 	d.openPool(source, kept, foreground)
 	d.engine, err = engine.New(engine.Config{
-		Packs: packs, Provisioner: d.pool, Store: records, Limits: cfg.Limits, Capacity: capacity,
+		Packs: packs, Provisioner: d.pool, Store: records, Limits: cfg.Limits, Capacity: capacity, OnceKeys: cfg.OnceKeys,
 		Foreground: foreground, Adopter: adopter, Spares: d.pool, Events: d.telemetry, Egress: policies, Audit: audited,
 		Log: cfg.Log, Faults: cfg.Faults,
 	})
@@ -170,6 +174,7 @@ func (d *Daemon) newAPI(info rest.Info, packs *pack.Registry) *httpapi.API {
 			return now
 		},
 		Limits: d.cfg.Limits,
+		Rate:   d.cfg.RequestRate,
 		Ready:  d.engine.Ready,
 	})
 }

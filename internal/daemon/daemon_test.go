@@ -12,24 +12,21 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/daemon/daemontest"
 	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/paths"
 )
 
 func TestMain(m *testing.M) {
 	fctest.Main()
-	runVictim()
+	daemontest.Main(runVictim)
 	goleak.VerifyTestMain(m, goleak.IgnoreTopFunction("internal/poll.runtime_pollWait"))
 }
 
 // fakeConfig is a daemon over fake VMMs.
 func fakeConfig(t *testing.T) Config {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "fc") //nolint:usetesting // its sockets need a short path
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	dir := shortDir(t)
 	fctest.Data(t, filepath.Join(dir, "data"))
 	return configIn(dir)
 }
@@ -41,7 +38,8 @@ func configIn(dir string) Config {
 	cfg.DataDir = paths.Data(filepath.Join(dir, "data"))
 	cfg.RunDir = paths.Run(filepath.Join(dir, "run"))
 	cfg.Init = os.Args[0]
-	cfg.Launcher = &fctest.Launcher{Dir: dir}
+	launcher := &fctest.Launcher{Dir: dir}
+	cfg.Launcher, cfg.Networks = launcher, &fctest.Networks{Launcher: launcher}
 	cfg.Log = slog.New(slog.DiscardHandler)
 	return cfg
 }

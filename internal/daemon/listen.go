@@ -23,10 +23,25 @@ import (
 	"github.com/emberd/emberd/internal/httpapi"
 )
 
-// maxConns bounds the connections of each listener. Those of the Unix socket
+// mostConns bounds the connections of each listener. Those of the Unix socket
 // are counted apart, so that whoever uses up the others does not lock out this
 // host's administrator.
-const maxConns = 4096
+const mostConns = 4096
+
+// connsOf returns how many connections a listener of a daemon may have that may
+// open so many files. Half of them are for the sandboxes, and a connection that
+// is one too many costs the one that has waited longest, and not an accept that
+// fails for everybody.
+func connsOf(files uint64) int { return int(max(1, min(files/4, mostConns))) }
+
+// openFiles is how many files this process may open.
+func openFiles() (uint64, error) {
+	var limit unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return 0, os.NewSyscallError("getrlimit", err)
+	}
+	return limit.Cur, nil
+}
 
 // sendBuffer is how much of an answer may be on its way to a client of TCP. The
 // kernel doubles it, for what it needs itself.
@@ -36,7 +51,9 @@ const sendBuffer = 128 << 10
 type listeners struct {
 	log  *slog.Logger
 	keys *apikey.Ring
-	all  []listener
+	// maxConns bounds the connections of each.
+	maxConns int
+	all      []listener
 }
 
 // listener is one of them, and what is asked of those who come in there.
@@ -52,7 +69,11 @@ func listen(ctx context.Context, cfg Config) (_ *listeners, err error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &listeners{log: cfg.Log, keys: keys}
+	files, err := openFiles()
+	if err != nil {
+		return nil, err
+	}
+	l := &listeners{log: cfg.Log, keys: keys, maxConns: connsOf(files)}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, l.Close())
@@ -78,7 +99,7 @@ func listen(ctx context.Context, cfg Config) (_ *listeners, err error) {
 		if err != nil {
 			return nil, err
 		}
-		l.all = append(l.all, listener{socket, httpapi.Access{Peer: peerCheck(cfg.SocketUIDs), MaxConns: maxConns}})
+		l.all = append(l.all, listener{socket, httpapi.Access{Peer: peerCheck(cfg.SocketUIDs), MaxConns: l.maxConns}})
 	}
 	return l, in.unwanted()
 }
@@ -105,7 +126,7 @@ func (l *listeners) listenTCP(ctx context.Context, cfg Config, in *inherited) er
 	at := listener{tcp, httpapi.Access{
 		Hosts: hosts(addr, cert != nil, cfg.AllowHosts),
 		Keys:  l.keys, KeysAlways: open && !cfg.Insecure,
-		MaxConns: maxConns,
+		MaxConns: l.maxConns,
 	}}
 	if cert != nil {
 		at.Listener = tls.NewListener(tcp, cert.config())

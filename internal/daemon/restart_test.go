@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -122,6 +123,42 @@ func TestNextDaemonGoesOn(t *testing.T) {
 		if entries, err := os.ReadDir(dir); err != nil || len(entries) > 0 {
 			t.Errorf("records left: %v, %v", entries, err)
 		}
+	}
+}
+
+// A microVM that a sandbox had is never another one's, also if the sandbox's
+// record is lost: the pool that it came from does not take it back.
+func TestUsedMicroVMIsNoSpare(t *testing.T) {
+	for _, from := range []string{"pool", "cold-boot"} {
+		t.Run(from, func(t *testing.T) {
+			cfg := fakeConfig(t)
+			cfg.OnExit, cfg.Templates = Keep, false
+			cfg.Pool = map[string]pool.Bounds{"shell": {Min: 1, Max: 2}}
+			launcher := cfg.Launcher.(*fctest.Launcher)
+			d, end := runUntil(t, cfg)
+			awaitReady(t, d)
+			c := client.New(d.Addr())
+			full := func() bool { s, err := c.Pool(t.Context()); return err == nil && s[0].Ready == s[0].Target }
+			await(t, "the pool", full)
+			id, err := c.Create(t.Context(), "shell", client.WithBootPath(from))
+			if err != nil {
+				t.Fatal(err)
+			}
+			in, err := c.Inspect(t.Context(), id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			await(t, "the pool", full)
+			end()
+			if err := os.Remove(filepath.Join(cfg.RunDir.Sandboxes(), id+".json")); err != nil {
+				t.Fatal(err)
+			}
+			cfg.OnExit = Stop
+			d, end = runUntil(t, cfg)
+			defer end()
+			awaitReady(t, d)
+			await(t, "the end of the microVM", func() bool { return !slices.Contains(launcher.Running(), in.Jail.PID) })
+		})
 	}
 }
 

@@ -33,11 +33,15 @@ func host(cpuinfo, cmdline string, kvmDevice bool) fstest.MapFS {
 		"sys/devices/system/cpu/vulnerabilities/retbleed": {Data: []byte("Mitigation: untrained return thunk; SMT disabled\n")},
 		"sys/devices/system/cpu/smt/active":               {Data: []byte("0\n")},
 		"sys/kernel/mm/ksm/run":                           {Data: []byte("0\n")},
-		"proc/swaps":                                      {Data: []byte("Filename\tType\tSize\tUsed\tPriority\n")},
+		"proc/sys/kernel/osrelease":                       {Data: []byte("6.1\n")},
+		"lib/modules/6.1/modules.builtin":                 {Data: []byte("kernel/drivers/net/tun.ko\n")},
+		"lib/modules/6.1/modules.dep": {Data: []byte("kernel/net/netfilter/nf_tables.ko.xz: kernel/net/netfilter/nfnetlink.ko.xz\n" +
+			"kernel/net/netfilter/nft_tproxy.ko.xz:\nkernel/net/netfilter/nft-socket.ko.xz:\nkernel/net/netfilter/nft_reject_inet.ko:\nkernel/net/netfilter/nft_quota.ko.gz:\n")},
+		"dev/net/tun": {Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666},
+		"proc/swaps":  {Data: []byte("Filename\tType\tSize\tUsed\tPriority\n")},
 	}
 	if kvmDevice {
 		h["dev/kvm"] = &fstest.MapFile{Mode: fs.ModeDevice | fs.ModeCharDevice | 0o666}
-		h["dev/net/tun"] = h["dev/kvm"]
 	}
 	return h
 }
@@ -203,8 +207,11 @@ func TestRun(t *testing.T) {
 		{"KSM", "ksm", []func(*Env){file("sys/kernel/mm/ksm/run", "1\n")}, Warn, "merges equal pages"},
 		{"clock", "clock", nil, OK, "kept right"},
 		{"no clock", "clock", []func(*Env){func(e *Env) { e.ClockSynced = func() (bool, error) { return false, nil } }}, Warn, "nothing keeps"},
-		{"network", "network", nil, OK, "/dev/net/tun is there"},
-		{"no TUN", "network", []func(*Env){func(e *Env) { delete(e.Host.(fstest.MapFS), "dev/net/tun") }}, Warn, "no sandbox can have egress"},
+		{"network", "network", nil, OK, "TUN"},
+		{"no TUN", "network", []func(*Env){file("dev/net/tun", "")}, Warn, "no /dev/net/tun"},
+		{"no transparent proxy", "network", []func(*Env){file("lib/modules/6.1/modules.dep", "kernel/drivers/net/tun.ko:\nkernel/net/netfilter/nf_tables.ko.zst:\n")}, Warn, "lacks nft_tproxy, nft_socket, nft_reject_inet, nft_quota,"},
+		{"loaded is enough", "network", []func(*Env){file("lib/modules/6.1/modules.dep", ""), file("sys/module/nft_tproxy/refcnt", "0"), file("sys/module/nft_socket/refcnt", "0"), file("sys/module/nft_reject_inet/refcnt", "0"), file("sys/module/nft_quota/refcnt", "0"), file("sys/module/nf_tables/refcnt", "0")}, OK, "TUN"},
+		{"no list of modules", "network", []func(*Env){file("lib/modules/6.1/modules.dep", ""), file("lib/modules/6.1/modules.builtin", "")}, Unknown, "whether it has tun, nf_tables"},
 		{"nothing left", "leftovers", nil, OK, "none left"},
 		{"a daemon runs", "leftovers", []func(*Env){file("run/emberd/emberd.lock", "42\n"), file("proc/42/comm", "emberd\n"), file("run/emberd/sandboxes/sb_1.json", "{}")}, OK, "pid 42) with 1 sandboxes"},
 		{"a daemon died", "leftovers", []func(*Env){file("run/emberd/emberd.lock", "42\n"), file("run/emberd/sandboxes/sb_1.json", "{}")}, Warn, "1 records of sandboxes and 0 jails"},

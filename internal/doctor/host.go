@@ -111,16 +111,6 @@ func checkClock(_ context.Context, env Env, kvm KVM) Result {
 	return ok("the clock is kept right")
 }
 
-func checkNetwork(_ context.Context, env Env, kvm KVM) Result {
-	if !kvm.Usable {
-		return ok(notHere)
-	}
-	if !isDevice(env.Host, "dev/net/tun") {
-		return warn("there is no /dev/net/tun, so no sandbox can have egress", "sudo modprobe tun")
-	}
-	return ok("/dev/net/tun is there, for sandboxes that have egress")
-}
-
 // maxSocketPath is the longest path of a Unix socket, without the NUL at its end.
 const maxSocketPath = 107
 

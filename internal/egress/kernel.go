@@ -18,14 +18,11 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	hostkernel "github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/cleanup"
 	"github.com/emberd/emberd/internal/x/fault"
 )
-
-// Modules are the kernel modules that a network interface of a sandbox needs, with
-// what they need in turn.
-var Modules = []string{"tun", "nf_tables", "nft_tproxy", "nft_socket", "nft_reject_inet", "nft_quota"}
 
 // Fault points of [Host.Attach] and [Host.Adopt], one for each step. Adopting has
 // no TAP to make.
@@ -82,7 +79,7 @@ func attachKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ 
 	}
 	undo.Add(FaultNamespace, func(context.Context) error { return k.close() })
 	steps := []struct {
-		point string
+		fault string
 		do    func() error
 		undo  func() error
 	}{
@@ -91,16 +88,16 @@ func attachKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ 
 		{FaultVerify, func() error { return k.verify(p) }, nil},
 		{FaultTAP, func() error { return k.ns.do(func() error { return makeTAP(vmm.UID) }) }, func() error { return k.ns.do(removeTAP) }},
 		{FaultWire, func() error { return k.ns.do(func() error { return wire(k.guest, cfg.ipv6) }) }, nil},
-		{FaultSockets, func() (err error) { s, err = k.listen(); return err }, func() error { return s.close() }},
+		{FaultSockets, func() (err error) { s, err = k.listen(ctx); return err }, func() error { return s.close() }},
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			return nil, s, err
 		}
 		if step.undo != nil {
-			undo.Add(step.point, func(context.Context) error { return step.undo() })
+			undo.Add(step.fault, func(context.Context) error { return step.undo() })
 		}
-		if err := errors.Join(step.do(), cfg.faults.Hit(step.point)); err != nil {
+		if err := errors.Join(step.do(), cfg.faults.Hit(step.fault)); err != nil {
 			return nil, s, err
 		}
 	}
@@ -120,20 +117,20 @@ func adoptKernel(ctx context.Context, cfg kernelConfig, vmm VMM, p *policy) (_ *
 		}
 	}()
 	steps := []struct {
-		point string
+		fault string
 		do    func() error
 	}{
 		{FaultSettings, func() error { return k.ns.do(func() error { return apply(settings(cfg.ipv6)) }) }},
 		{FaultRules, func() error { return k.reassert(p, cfg.log.With("vm", vmm.ID)) }},
 		{FaultVerify, func() error { return k.verify(p) }},
 		{FaultWire, func() error { return k.ns.do(func() error { return wire(k.guest, cfg.ipv6) }) }},
-		{FaultSockets, func() (err error) { s, err = k.listen(); return err }},
+		{FaultSockets, func() (err error) { s, err = k.listen(ctx); return err }},
 	}
 	for _, step := range steps {
 		if err := ctx.Err(); err != nil {
 			return nil, s, err
 		}
-		if err := errors.Join(step.do(), cfg.faults.Hit(step.point)); err != nil {
+		if err := errors.Join(step.do(), cfg.faults.Hit(step.fault)); err != nil {
 			return nil, s, err
 		}
 	}
@@ -151,6 +148,9 @@ func enterKernel(cfg kernelConfig, vmm VMM, tap bool) (*kernel, error) {
 		return nil, errors.Join(err, ns.close())
 	}
 	guest := GuestOf(vmm.ID)
+	if !cfg.ipv6 { // then the guest has no such addresses
+		guest.Addr6, guest.Gateway6 = netip.Addr{}, netip.Addr{}
+	}
 	return &kernel{ns: ns, guest: guest, ipv6: cfg.ipv6, rules: newRuleset(guest, cfg.ipv6), hosts: map[string]map[string]bool{}, counts: map[string]tally{}}, nil
 }
 
@@ -194,7 +194,7 @@ func (k *kernel) batch(fill func(*nftables.Conn) error) error {
 func explain(err error) error {
 	for _, unknown := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, unknown) {
-			return fmt.Errorf("this host's kernel lacks a part of nftables that network interfaces of sandboxes need (sudo modprobe -a %s): %w", strings.Join(Modules[1:], " "), err)
+			return fmt.Errorf("this host's kernel lacks a part of nftables that network interfaces of sandboxes need (sudo modprobe -a %s): %w", strings.Join(hostkernel.NetworkModules()[1:], " "), err)
 		}
 	}
 	return err

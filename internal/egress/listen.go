@@ -12,9 +12,8 @@ import (
 )
 
 // listen opens the sockets in the namespace. On error none is left open.
-func (k *kernel) listen() (s sockets, err error) {
+func (k *kernel) listen(ctx context.Context) (s sockets, err error) {
 	err = k.ns.do(func() error {
-		ctx := context.Background() // none of it waits
 		dns := netip.AddrPortFrom(k.guest.Gateway, 53).String()
 		if s.dnsUDP, err = plainListen.ListenPacket(ctx, "udp4", dns); err != nil {
 			return err
@@ -33,7 +32,7 @@ func (k *kernel) listen() (s sockets, err error) {
 			if err != nil {
 				return err
 			}
-			s.udp = append(s.udp, c.(*net.UDPConn)) //nolint:errcheck // it is what "udp" is
+			s.udp = append(s.udp, c.(*net.UDPConn))
 		}
 		return nil
 	})
@@ -82,7 +81,7 @@ func (k *kernel) reply(from, to netip.AddrPort) (conn *net.UDPConn, err error) {
 		if err != nil {
 			return err
 		}
-		conn = c.(*net.UDPConn) //nolint:errcheck // it is what "udp" is
+		conn = c.(*net.UDPConn)
 		return nil
 	})
 	return conn, err

@@ -353,6 +353,27 @@ func TestResolveByTCP(t *testing.T) {
 	w.wantDenials(missing("other.example.org"))
 }
 
+// Connections that say nothing do not add up.
+func TestResolveConnections(t *testing.T) {
+	w := newWorld(t, forName("api.example.org"))
+	w.resolves(zone{"api.example.org.": {"203.0.113.5"}})
+	for range maxDNSConns {
+		c, err := net.Dial("tcp4", w.dns.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	q := new(dns.Msg).SetQuestion("api.example.org.", dns.TypeA)
+	if m, err := w.exchange("tcp", q); err == nil {
+		t.Errorf("one more connection is answered: %v", m)
+	}
+	w.wantDenials(sandbox.EgressDenial{Protocol: sandbox.DNS, Reason: sandbox.DeniedLimit, Count: 1})
+	if m, err := w.exchange("udp", q); err != nil || len(m.Answer) != 1 {
+		t.Errorf("the reply is %v, error %v", m, err)
+	}
+}
+
 // A flood of questions costs upstream no more than what is allowed, and of names
 // no more memory than the book has.
 func TestResolveFlood(t *testing.T) {

@@ -3,6 +3,7 @@ package egress
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -245,9 +246,7 @@ func TestRulesDecideAsThePolicyDoes(t *testing.T) {
 		ipv6 := rapid.Bool().Draw(t, "IPv6")
 		e := &evaluator{ruleset: newRuleset(g, ipv6), elements: map[string][]nftElement{}, of: quota(p)}
 		for _, f := range e.families {
-			for name, elements := range elements(p, f) {
-				e.elements[name] = elements
-			}
+			maps.Copy(e.elements, elements(p, f))
 		}
 		for range 20 {
 			f := drawFrame(t, g, p)
@@ -337,7 +336,8 @@ func TestGuestOf(t *testing.T) {
 	if len(seen) < 4990 {
 		t.Errorf("5000 guests have %d addresses", len(seen))
 	}
-	if fmt.Sprint(GuestOf("vm_1")) != fmt.Sprint(GuestOf("vm_1")) {
-		t.Error("the same microVM has two addresses")
+	// A later emberd finds it where this one has put it.
+	if got := GuestOf("vm_1"); got.Addr.String() != "100.125.139.149" || got.MAC.String() != "02:dd:8e:01:6e:72" {
+		t.Errorf("got %s, %s", got.Addr, got.MAC)
 	}
 }

@@ -23,7 +23,7 @@ const (
 	maxResolvers   = 3
 	maxStray       = 16 // datagrams that are no answer to the question
 	maxCNAMEs      = 16
-	attemptsByTime = 2 * time.Second
+	attemptTimeout = 2 * time.Second
 )
 
 var (
@@ -40,10 +40,11 @@ func (r *resolver) ask(ctx context.Context, name string, qtype uint16) (answer, 
 	servers := r.resolvers[:min(len(r.resolvers), maxResolvers)]
 	err := errNoResolver
 	for i, server := range servers {
-		ctx, cancel := context.WithCancel(ctx)
+		limit := lookupTimeout // which is over with all of it
 		if i < len(servers)-1 {
-			ctx, cancel = context.WithTimeout(ctx, attemptsByTime)
+			limit = attemptTimeout
 		}
+		ctx, cancel := context.WithTimeout(ctx, limit)
 		var m *dns.Msg
 		m, err = r.exchange(ctx, server, dns.Fqdn(name), qtype)
 		cancel()

@@ -70,10 +70,10 @@ func (e *Engine) EgressDenials(id sandbox.ID) ([]sandbox.EgressDenial, error) {
 	if sb, _ := en.snapshot(); sb.Egress == nil {
 		return nil, sandbox.ErrNoEgress
 	}
-	if e.network(vm) == nil {
+	if vm.Network() == nil {
 		return nil, errEgressOff
 	}
-	return e.denials(vm), nil
+	return denials(vm.Network()), nil
 }
 
 // SetEgress has another policy in force for a sandbox when it returns, and returns
@@ -137,7 +137,7 @@ func (e *Engine) beginSet(id sandbox.ID) (*entry, provision.Network, error) {
 	if en.sb.Egress == nil {
 		return nil, nil, sandbox.ErrNoEgress
 	}
-	network := e.network(en.vm)
+	network := en.vm.Network()
 	if network == nil { // an earlier daemon made it, and this one has none
 		return nil, nil, errEgressOff
 	}
@@ -176,21 +176,31 @@ func (e *Engine) unsetEgress(ctx context.Context, en *entry, network provision.N
 // maxDeniedName is how long the name of a host is at most, in bytes.
 const maxDeniedName = 253
 
-// denials returns what was refused to a VM so far. Its words are in part a guest's.
-func (e *Engine) denials(vm *provision.VM) []sandbox.EgressDenial {
-	network := e.network(vm)
+// denials returns what was refused at an interface so far, each thing once, whoever
+// refused it. The words are in part a guest's.
+func denials(network provision.Network) []sandbox.EgressDenial {
 	if network == nil {
 		return nil
 	}
-	all := slices.Clone(network.Denials())
-	for i := range all {
-		d := &all[i]
+	var all []sandbox.EgressDenial
+	place := make(map[string]int)
+	for _, d := range network.Denials() {
 		d.Host = printable.Head(d.Host, maxDeniedName)
 		d.Protocol = sandbox.Protocol(printable.Head(string(d.Protocol), 16))
 		if d.Rule != nil {
 			rule := *d.Rule
 			rule.Host = printable.Head(rule.Host, maxDeniedName)
 			d.Rule = &rule
+		}
+		at, known := place[d.Key()]
+		if !known {
+			place[d.Key()] = len(all)
+			all = append(all, d)
+			continue
+		}
+		all[at].Count += d.Count
+		if d.Last.After(all[at].Last) {
+			all[at].Last = d.Last
 		}
 	}
 	return all
@@ -222,11 +232,11 @@ func newTeller() *teller {
 
 // tellDenials tells of what was refused since the last time. The last one is told
 // before the sandbox is taken down.
-func (e *Engine) tellDenials(en *entry, vm *provision.VM, t *teller, last bool) {
-	if e.network(vm) == nil {
+func (e *Engine) tellDenials(en *entry, network provision.Network, t *teller, last bool) {
+	if network == nil {
 		return
 	}
-	now := e.denials(vm)
+	now := denials(network)
 	sb, _ := en.snapshot()
 	known := make(map[string]bool, len(t.counted))
 	for _, d := range t.counted {
@@ -293,10 +303,10 @@ type refusals struct {
 
 // follow keeps apart what is refused while a program runs from what was before.
 func (e *Engine) follow(run execution) {
-	if e.network(run.vm) == nil {
+	if run.vm.Network() == nil {
 		return
 	}
-	before := e.denials(run.vm)
+	before := denials(run.vm.Network())
 	run.en.mu.Lock()
 	defer run.en.mu.Unlock()
 	run.en.refused = append(run.en.refused, &refusals{ex: run.ex, before: before})
@@ -304,10 +314,10 @@ func (e *Engine) follow(run execution) {
 
 // refused returns what was refused while a program ran that has ended.
 func (e *Engine) refused(run execution) []sandbox.EgressDenial {
-	if e.network(run.vm) == nil {
+	if run.vm.Network() == nil {
 		return nil
 	}
-	now := e.denials(run.vm)
+	now := denials(run.vm.Network())
 	en := run.en
 	en.mu.Lock()
 	defer en.mu.Unlock()
@@ -340,10 +350,10 @@ func (en *entry) forgetRefusals() {
 // or that is remembered.
 func (e *Engine) refusedTo(en *entry) func(sandbox.ExecID) []sandbox.EgressDenial {
 	_, vm := en.snapshot()
-	if vm == nil || e.network(vm) == nil {
+	if vm == nil || vm.Network() == nil {
 		return func(sandbox.ExecID) []sandbox.EgressDenial { return nil }
 	}
-	now := e.denials(vm)
+	now := denials(vm.Network())
 	en.mu.Lock()
 	defer en.mu.Unlock()
 	all := make(map[sandbox.ExecID][]sandbox.EgressDenial, len(en.refused))

@@ -14,6 +14,7 @@ import (
 
 	"github.com/emberd/emberd/internal/audit"
 	"github.com/emberd/emberd/internal/egress"
+	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
 	"github.com/emberd/emberd/internal/x/fault"
@@ -26,6 +27,36 @@ func (policies) Resolve(asked sandbox.Egress) (sandbox.Egress, error) {
 	return egress.Ranges(nil).Resolve(asked, sandbox.Egress{RateKiBps: 1000})
 }
 
+// fakeNetworks gives every VM the same interface.
+type fakeNetworks struct {
+	*fctest.Networks
+	*fakeNetwork
+}
+
+func (n fakeNetworks) Attach(ctx context.Context, vmm egress.VMM, policy sandbox.Egress) (provision.Network, error) {
+	return n.with(n.Networks.Attach(ctx, vmm, policy))
+}
+
+func (n fakeNetworks) Adopt(ctx context.Context, vmm egress.VMM, policy sandbox.Egress) (provision.Network, error) {
+	return n.with(n.Networks.Adopt(ctx, vmm, policy))
+}
+
+func (n fakeNetworks) with(network provision.Network, err error) (provision.Network, error) {
+	if err != nil {
+		return nil, err
+	}
+	return ofVM{n.fakeNetwork, network}, nil
+}
+
+// ofVM is a fakeNetwork as one VM has it.
+type ofVM struct {
+	*fakeNetwork
+	network provision.Network
+}
+
+func (n ofVM) Guest() egress.Guest { return n.network.Guest() }
+func (n ofVM) Close() error        { return n.network.Close() }
+
 // fakeNetwork is an interface that refuses what it is told to refuse.
 type fakeNetwork struct {
 	onSet func(policy sandbox.Egress) error
@@ -34,9 +65,6 @@ type fakeNetwork struct {
 	sets    []sandbox.Egress
 	denials []sandbox.EgressDenial
 }
-
-func (n *fakeNetwork) Guest() egress.Guest { return egress.Guest{} }
-func (n *fakeNetwork) Close() error        { return nil }
 
 func (n *fakeNetwork) Set(_ context.Context, policy sandbox.Egress) error {
 	n.mu.Lock()
@@ -104,14 +132,11 @@ func (l *lines) words() []string {
 // withNetwork is an engine whose VMs all have one interface.
 func withNetwork(t *testing.T, options ...func(*Config, *provision.ColdConfig)) (*fixture, *fakeNetwork) {
 	t.Helper()
-	f := newFixture(t, append(options, func(c *Config, _ *provision.ColdConfig) { c.Egress = policies{} })...)
 	n := &fakeNetwork{}
-	f.attach(n)
-	return f, n
-}
-
-func (f *fixture) attach(n *fakeNetwork) {
-	f.network = func(*provision.VM) provision.Network { return n }
+	return newFixture(t, append(options, func(c *Config, cold *provision.ColdConfig) {
+		c.Egress = policies{}
+		cold.Networks = fakeNetworks{&fctest.Networks{Launcher: cold.Launcher.(*fctest.Launcher)}, n}
+	})...), n
 }
 
 var asked = sandbox.Egress{Allow: []sandbox.EgressRule{{Host: "Example.ORG."}}}
@@ -312,7 +337,7 @@ func TestEgressIsSwitchedOffLater(t *testing.T) {
 	f, _ := withNetwork(t)
 	id := f.createReaching(asked)
 	f.end()
-	f.cfg.Egress = nil
+	f.cfg.Egress, f.cold.Networks = nil, nil
 	f.begin()
 	f.Recover(t.Context())
 	if got, err := f.Egress(id); err != nil || !reflect.DeepEqual(got, resolved) {
@@ -390,11 +415,10 @@ func TestSetEgressWhileItIsDeleted(t *testing.T) {
 
 // The policy is the sandbox's, whichever daemon goes on with it.
 func TestEgressOutlivesTheDaemon(t *testing.T) {
-	f, n := withNetwork(t)
+	f, _ := withNetwork(t)
 	id := f.createReaching(asked)
 	f.end()
 	f.begin()
-	f.attach(n)
 	f.Recover(t.Context())
 	if got, err := f.Egress(id); err != nil || !reflect.DeepEqual(got, resolved) {
 		t.Errorf("Egress = %+v, %v", got, err)
@@ -448,6 +472,22 @@ func TestExecTellsWhatWasRefused(t *testing.T) {
 	all, err := f.EgressDenials(id)
 	if err != nil || hosts(all) != "before.test:1 a.test:2 b.test:1 a.test�[2J�:1" {
 		t.Errorf("in all %q, %v", hosts(all), err)
+	}
+}
+
+// What two parts of the interface refused is one thing, and told once.
+func TestDenialsOfOneThing(t *testing.T) {
+	n := &fakeNetwork{}
+	early, late := time.Unix(1, 0), time.Unix(2, 0)
+	n.denials = []sandbox.EgressDenial{
+		{Host: "a.test", Protocol: sandbox.TCP, Count: 5, Last: early}, {Host: "b.test", Count: 1}, {Host: "a.test", Protocol: sandbox.TCP, Count: 3, Last: late},
+	}
+	got := denials(ofVM{fakeNetwork: n})
+	if hosts(got) != "a.test:8 b.test:1" || !got[0].Last.Equal(late) {
+		t.Errorf("got %+v", got)
+	}
+	if since := sandbox.EgressDenialsSince(got, denials(ofVM{fakeNetwork: n})); since != nil {
+		t.Errorf("told again: %+v", since)
 	}
 }
 
@@ -526,12 +566,12 @@ func TestDenialsAreTold(t *testing.T) {
 	f, n := withNetwork(t, func(c *Config, _ *provision.ColdConfig) { c.Events, c.Audit = events, audited })
 	// One that has no watcher, which would look as well.
 	const id = "sb_a1b2c3d4e5f6"
-	en, vm, teller := &entry{sb: sandbox.Sandbox{ID: id, Pack: "shell"}}, &provision.VM{}, newTeller()
+	en, teller := &entry{sb: sandbox.Sandbox{ID: id, Pack: "shell"}}, newTeller()
 	look := func(last bool) (kept, counted int64) {
 		events.mu.Lock()
 		from := len(events.all)
 		events.mu.Unlock()
-		f.tellDenials(en, vm, teller, last)
+		f.tellDenials(en, ofVM{fakeNetwork: n}, teller, last)
 		events.mu.Lock()
 		defer events.mu.Unlock()
 		for _, event := range events.all[from:] {

@@ -31,6 +31,9 @@ const (
 // tried again behind the answer.
 func (e *Engine) abandon(ctx context.Context, en *entry) error {
 	en.condemn(sandbox.Creating, failed)
+	en.mu.Lock()
+	en.sb.Once = sandbox.Once{} // whoever asks again has another one made
+	en.mu.Unlock()
 	close(en.doomed)
 	clean, cancel := cleanup.Context(ctx)
 	defer cancel()
@@ -48,12 +51,15 @@ func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
 	e.cfg.Foreground.Enter()
 	defer e.cfg.Foreground.Leave()
 	en := e.find(id)
-	if en != nil && en.isLeft() {
-		return sandbox.ErrClosing
-	}
 	// An id that is still being created was told nobody.
-	if en == nil || !en.condemn(sandbox.Running, deleted) {
+	if en == nil {
 		return sandbox.ErrNotFound
+	}
+	if !en.condemn(sandbox.Running, deleted) {
+		if en.isLeft() {
+			return sandbox.ErrClosing
+		}
+		return en.notFound(ctx)
 	}
 	err := e.doom(en)
 	if err == nil {
@@ -69,7 +75,9 @@ func (e *Engine) Delete(ctx context.Context, id sandbox.ID) error {
 }
 
 // doom records that a sandbox which the caller condemned is being taken down,
-// and has its owner do that, even if it cannot be recorded.
+// and has its owner do that, even if it cannot be recorded. From the record on
+// nobody finds it: a client that did not would be told otherwise by the next
+// daemon, if this one were killed in between.
 func (e *Engine) doom(en *entry) error {
 	defer close(en.doomed)
 	en.record.Lock()
@@ -81,8 +89,34 @@ func (e *Engine) doom(en *entry) error {
 	}
 	if err != nil {
 		e.cfg.Log.Error("the end of a sandbox was not recorded", "sandbox_id", sb.ID, "err", err)
+		return err
 	}
-	return err
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	en.shown = false
+	return nil
+}
+
+// notFound returns that there is no such sandbox, as soon as that is so for
+// everybody and for good.
+func (en *entry) notFound(ctx context.Context) error {
+	if _, _, there := en.visible(); !there {
+		return sandbox.ErrNotFound
+	}
+	select {
+	case <-en.doomed:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	if _, _, there := en.visible(); !there {
+		return sandbox.ErrNotFound
+	}
+	select {
+	case <-en.gone:
+		return sandbox.ErrNotFound
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // The clearing of a sandbox begins in a lull between requests, or when patience
@@ -118,7 +152,7 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 	}
 	if err == nil {
 		en.record.Lock()
-		err = e.cfg.Store.Delete(sb.ID)
+		err = e.removeRecord(sb)
 		en.record.Unlock()
 	}
 	if err != nil {
@@ -130,6 +164,7 @@ func (e *Engine) takeDown(ctx context.Context, en *entry) error {
 	e.mu.Unlock()
 	en.mu.Lock()
 	en.sb.State = en.sb.State.To(sandbox.Gone)
+	en.shown = false
 	why := en.end
 	en.mu.Unlock()
 	close(en.gone)
@@ -153,6 +188,7 @@ func (en *entry) condemn(from sandbox.State, why reason) bool {
 
 // sentence is condemn for a caller that holds en.mu and knows the state.
 func (en *entry) sentence(why reason) {
+	en.shown = en.sb.State == sandbox.Running
 	en.sb.State = en.sb.State.To(sandbox.Deleting)
 	en.end = why
 }

@@ -71,9 +71,50 @@ func TestDeleteThatCannotBeRecorded(t *testing.T) {
 	if _, ok := errors.AsType[*fault.Error](f.Delete(ctx, id)); !ok {
 		t.Error("a delete that was not recorded succeeded before its end")
 	}
-	if _, err := f.Get(id); !errors.Is(err, sandbox.ErrNotFound) {
-		t.Errorf("get: %v", err)
+	if _, err := f.Get(id); err != nil {
+		t.Errorf("it is not there, but the record says that it is: %v", err)
 	}
+}
+
+// A client that does not find a sandbox any more is right for good: as long as the
+// record does not say that it is being deleted, it is found, and so it is by the
+// next daemon if this one is killed.
+func TestDeleteIsSeenWhenItIsRecorded(t *testing.T) {
+	f := newFixture(t)
+	id := f.create()
+	letGo := f.hold(FaultDelete)
+	answers := make(chan error, 3)
+	go func() { answers <- f.Delete(t.Context(), id) }()
+	f.await("the delete", 5*time.Second, func() bool { sb, _ := f.find(id).snapshot(); return sb.State == sandbox.Deleting })
+	if _, err := f.Get(id); err != nil {
+		t.Errorf("get before it is recorded: %v", err)
+	}
+	if list := f.List(); len(list) != 1 || list[0].State != sandbox.Running {
+		t.Errorf("list before it is recorded: %v", list)
+	}
+	go func() { answers <- f.Delete(t.Context(), id) }()
+	go func() {
+		_, err := f.Exec(t.Context(), id, sandbox.ExecRequest{Code: "true"})
+		answers <- err
+	}()
+	select {
+	case err := <-answers:
+		t.Errorf("answered before it is recorded: %v", err)
+	case <-time.After(100 * time.Millisecond):
+	}
+	letGo()
+	deleted := 0
+	for range cap(answers) {
+		if err := <-answers; err == nil {
+			deleted++
+		} else if !errors.Is(err, sandbox.ErrNotFound) {
+			t.Error(err)
+		}
+	}
+	if deleted != 1 {
+		t.Errorf("%d deletes succeeded", deleted)
+	}
+	f.awaitEmpty()
 }
 
 // What cannot be cleared is tried again, behind a delete as behind a create that

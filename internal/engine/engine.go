@@ -2,7 +2,7 @@
 //
 // The one idea: one table of sandboxes, and one goroutine that owns each of
 // them: the one that creates it, and then its watcher. Whoever wants its end
-// condemns it, which puts it out of reach at once, and the owner takes it down.
+// condemns it, from when on nothing begins in it, and the owner takes it down.
 // A sandbox's record is on disk before the first side effect and goes after the
 // last, so the table is a cache of the disk, and the next daemon goes on with
 // what this one leaves, whether it was asked to or killed.
@@ -65,6 +65,8 @@ type Config struct {
 	Store       *store.Store
 	Limits      sandbox.Policy
 	Capacity    Capacity
+	// OnceKeys is how many creates that are to be carried out once are remembered.
+	OnceKeys int
 	// Foreground is told of each request, and what is cleared behind one stands
 	// back for the next; nil is one of the engine's own.
 	Foreground *provision.Foreground
@@ -91,8 +93,6 @@ type Config struct {
 // goroutines.
 type Engine struct {
 	cfg Config
-	// network returns the interface of a VM, nil if it has none.
-	network func(*provision.VM) provision.Network
 	// auditFails says that the last line of the audit was lost.
 	auditFails atomic.Bool
 	// wg counts the owners of sandboxes, and what watches the deadlines.
@@ -112,6 +112,7 @@ type Engine struct {
 	mu       sync.Mutex
 	entries  map[sandbox.ID]*entry
 	promised Capacity
+	answers  answers
 	// found is what an earlier daemon left, nil once it was seen to.
 	found   *found
 	closing bool
@@ -145,10 +146,15 @@ type entry struct {
 	// refused are the programs that run, and those that ended and were refused to
 	// reach something, in the order of their starts.
 	refused []*refusals
+	// once is the programs that are to be started once and have clients who wait.
+	once map[sandbox.ExecID]*sharedExec
 	// remove takes down what is left of a sandbox that was lost, and has no vm.
 	remove func(context.Context) error
 	// end is why the sandbox is taken down.
 	end reason
+	// shown says that clients still find the sandbox though it is being taken down,
+	// because its record does not say so yet.
+	shown bool
 	// left says that the next daemon is to go on with it.
 	left bool
 }
@@ -161,6 +167,18 @@ func (en *entry) snapshot() (sandbox.Sandbox, *provision.VM) {
 		sb.IdleExpiresAt = en.idleSince.Add(sb.Limits.IdleTimeout).UTC()
 	}
 	return sb, en.vm
+}
+
+// visible is snapshot for clients: it returns a sandbox that runs as far as the
+// next daemon would know, and tells whether this is one.
+func (en *entry) visible() (sandbox.Sandbox, *provision.VM, bool) {
+	sb, vm := en.snapshot()
+	en.mu.Lock()
+	defer en.mu.Unlock()
+	if en.shown {
+		sb.State = sandbox.Running
+	}
+	return sb, vm, sb.State == sandbox.Running
 }
 
 // New returns an engine with no sandboxes. If an earlier daemon left any, it
@@ -177,8 +195,9 @@ func New(cfg Config) (*Engine, error) {
 		cfg.Foreground = provision.NewForeground(1)
 	}
 	e := &Engine{
-		cfg: cfg, entries: make(map[sandbox.ID]*entry), network: (*provision.VM).Network,
-		wake: make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
+		cfg: cfg, entries: make(map[sandbox.ID]*entry),
+		answers: newAnswers(cfg.OnceKeys),
+		wake:    make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
 	}
 	e.staying, e.depart = context.WithCancelCause(context.Background())
 	var err error
@@ -213,8 +232,8 @@ func (e *Engine) Get(id sandbox.ID) (sandbox.Sandbox, error) {
 	if en == nil {
 		return sandbox.Sandbox{}, sandbox.ErrNotFound
 	}
-	sb, _ := en.snapshot()
-	if sb.State != sandbox.Running {
+	sb, _, there := en.visible()
+	if !there {
 		return sandbox.Sandbox{}, sandbox.ErrNotFound
 	}
 	return sb, nil
@@ -226,7 +245,7 @@ func (e *Engine) List() []sandbox.Sandbox {
 	defer e.mu.Unlock()
 	list := []sandbox.Sandbox{}
 	for _, en := range e.entries {
-		if sb, _ := en.snapshot(); sb.State == sandbox.Running {
+		if sb, _, there := en.visible(); there {
 			list = append(list, sb)
 		}
 	}
@@ -244,8 +263,16 @@ func (e *Engine) find(id sandbox.ID) *entry {
 }
 
 // Create makes a sandbox and returns when it is ready for exec. When ctx ends
-// first, nothing is left of it.
+// first, nothing is left of it, unless it is to be carried out once: then it is
+// made all the same, and whoever asks again gets it.
 func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
+	if !spec.Once.IsZero() {
+		return e.createOnce(ctx, spec)
+	}
+	return e.create(ctx, spec)
+}
+
+func (e *Engine) create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox, error) {
 	p, err := e.cfg.Packs.Get(cmp.Or(spec.Pack, sandbox.DefaultPack))
 	if err != nil {
 		return sandbox.Sandbox{}, err
@@ -262,7 +289,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 	defer e.cfg.Foreground.Leave()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	en, err := e.reserve(p, limits, policy, cancel)
+	en, err := e.reserve(p, limits, policy, spec.Once, cancel)
 	if err != nil {
 		e.tellRejected(p.Name, err)
 		return sandbox.Sandbox{}, err
@@ -282,7 +309,7 @@ func (e *Engine) Create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 
 // reserve puts a new sandbox into the table, where Close and the next daemon
 // can see it, if there is room for it. The caller owns one count of e.wg.
-func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, policy *sandbox.Egress, abort context.CancelCauseFunc) (*entry, error) {
+func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, policy *sandbox.Egress, once sandbox.Once, abort context.CancelCauseFunc) (*entry, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if err := e.refusal(); err != nil {
@@ -304,7 +331,7 @@ func (e *Engine) reserve(p pack.Pack, limits sandbox.Limits, policy *sandbox.Egr
 		began:   now,
 		sb: sandbox.Sandbox{
 			ID: id, Pack: p.Name, Limits: limits, Egress: policy, State: sandbox.Creating,
-			CreatedAt: now.UTC(), AskedAt: e.cfg.Uptime(), ExpiresAt: now.Add(limits.Lifetime).UTC(),
+			CreatedAt: now.UTC(), AskedAt: e.cfg.Uptime(), ExpiresAt: now.Add(limits.Lifetime).UTC(), Once: once,
 		},
 	}
 	e.entries[id] = en
@@ -339,7 +366,7 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	en.mu.Unlock()
 	sb.VM, sb.BootPath = vm.ID, vm.BootPath
 	span.Set("emberd.boot_path", string(vm.BootPath))
-	if sb.Egress != nil && e.network(vm) == nil {
+	if sb.Egress != nil && vm.Network() == nil {
 		return errors.New("the microVM has no network interface")
 	}
 	if err := e.cfg.Faults.Hit(FaultReady); err != nil {

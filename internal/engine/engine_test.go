@@ -46,6 +46,14 @@ type fixture struct {
 
 func newFixture(t *testing.T, options ...func(*Config, *provision.ColdConfig)) *fixture {
 	t.Helper()
+	f := makeFixture(t, options...)
+	t.Cleanup(f.close)
+	return f
+}
+
+// makeFixture is newFixture for who closes it.
+func makeFixture(t *testing.T, options ...func(*Config, *provision.ColdConfig)) *fixture {
+	t.Helper()
 	f := &fixture{t: t, launcher: &fctest.Launcher{Dir: shortDir(t)}, faults: &fault.Set{}, run: paths.Run(t.TempDir())}
 	data := fctest.Data(t, filepath.Join(f.launcher.Dir, "data"))
 	packs, err := pack.Load(data)
@@ -58,23 +66,26 @@ func newFixture(t *testing.T, options ...func(*Config, *provision.ColdConfig)) *
 	}
 	f.cfg = Config{
 		Packs: packs, Limits: sandbox.DefaultPolicy(), Faults: f.faults,
-		Capacity: Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100},
-		Log:      slog.New(slog.DiscardHandler),
+		Capacity: Capacity{Sandboxes: 100, MemoryMiB: 1 << 20, VCPUs: 100}, OnceKeys: 100,
+		Log: slog.New(slog.DiscardHandler),
 	}
 	for _, o := range options {
 		o(&f.cfg, &f.cold)
 	}
 	f.begin()
-	t.Cleanup(func() {
-		if err := f.Close(context.Background()); err != nil {
-			t.Error(err)
-		}
-		f.checkEmpty()
-		if err := f.records.Close(); err != nil {
-			t.Error(err)
-		}
-	})
 	return f
+}
+
+// close ends the engine, of which nothing is left.
+func (f *fixture) close() {
+	f.t.Helper()
+	if err := f.Close(context.Background()); err != nil {
+		f.t.Error(err)
+	}
+	f.checkEmpty()
+	if err := f.records.Close(); err != nil {
+		f.t.Error(err)
+	}
 }
 
 // begin makes the engine of a daemon that begins.
@@ -84,10 +95,12 @@ func (f *fixture) begin() {
 	if f.records, err = store.Open(f.run); err != nil {
 		f.t.Fatal(err)
 	}
+	f.records.Faults = f.faults
 	f.cold.Records = f.records
 	f.cfg.Store, f.cfg.Provisioner = f.records, provision.NewCold(f.cold)
 	f.cfg.Adopter = provision.Adopter{
-		Host: provision.Host{Records: f.records, Log: f.cfg.Log, Faults: f.faults}, VMMs: f.launcher, Before: f.launcher.Left(),
+		Host: provision.Host{Records: f.records, Log: f.cfg.Log, Faults: f.faults}, VMMs: f.launcher, Networks: f.cold.Networks,
+		Before: f.launcher.Left(),
 	}
 	if f.Engine, err = New(f.cfg); err != nil {
 		f.t.Fatal(err)

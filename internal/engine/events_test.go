@@ -3,7 +3,9 @@ package engine
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/provision"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // heard is what an engine published.
@@ -52,15 +55,31 @@ func TestEventsTellALife(t *testing.T) {
 			f.t.Error(err)
 		}
 	}
+	signal := func(sig syscall.Signal) func(*fixture, sandbox.ID) {
+		return func(f *fixture, _ sandbox.ID) { _ = syscall.Kill(f.launcher.Running()[0], sig) }
+	}
 	tests := map[string]struct {
 		life []func(*fixture, sandbox.ID)
 		want []string
 	}{
 		"programs":  {[]func(*fixture, sandbox.ID){run("true", 0), run("exit 3", 0), remove}, []string{"exec ok", "exec failed", "deleted request"}},
 		"timed out": {[]func(*fixture, sandbox.ID){run("sleep 100", 50*time.Millisecond), remove}, []string{"exec timed_out", "deleted request"}},
-		"lost": {[]func(*fixture, sandbox.ID){func(f *fixture, _ sandbox.ID) {
-			_ = syscall.Kill(f.launcher.Running()[0], syscall.SIGKILL)
-		}}, []string{"lost vmm_ended"}},
+		"lost":      {[]func(*fixture, sandbox.ID){signal(syscall.SIGKILL)}, []string{"lost vmm_ended"}},
+		"too much memory": {[]func(*fixture, sandbox.ID){
+			func(f *fixture, _ sandbox.ID) { f.launcher.OOM.Store(true) }, signal(syscall.SIGKILL),
+		}, []string{"oom host", "lost host_oom"}},
+		"silent": {[]func(*fixture, sandbox.ID){signal(syscall.SIGSTOP)}, []string{"lost agent_silent"}},
+		"disconnected": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
+			_, vm := f.find(id).snapshot()
+			_ = vm.Agent.Close()
+		}}, []string{"lost agent_disconnected"}},
+		"idle": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
+			en := f.find(id)
+			en.mu.Lock()
+			en.idleSince = en.idleSince.Add(-time.Hour / 2)
+			en.mu.Unlock()
+			f.lookAgain()
+		}}, []string{"expired idle"}},
 		"expired": {[]func(*fixture, sandbox.ID){func(f *fixture, id sandbox.ID) {
 			en := f.find(id)
 			en.mu.Lock()
@@ -82,16 +101,24 @@ func TestEventsTellALife(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			events := &heard{}
-			f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) { cfg.Events = events })
+			events, log := &heard{}, &testenv.Log{}
+			f := newFixture(t, func(cfg *Config, _ *provision.ColdConfig) {
+				cfg.Events, cfg.Log = events, slog.New(slog.NewTextHandler(log, nil))
+			})
 			id := f.create()
 			for _, step := range tt.life {
 				step(f, id)
 			}
 			want := append([]string{"created", "ready"}, tt.want...)
-			f.await("all is told", 10*time.Second, func() bool { return len(events.words()) >= len(want) })
+			f.await("all is told", 20*time.Second, func() bool {
+				return len(events.words()) >= len(want) && strings.Contains(log.String(), "sandbox gone")
+			})
 			if got := events.words(); !slices.Equal(got, want) {
 				t.Errorf("got %q, want %q", got, want)
+			}
+			f.await("the log to say why", 10*time.Second, func() bool { return strings.Contains(log.String(), `msg="sandbox gone"`) })
+			if n := strings.Count(log.String(), `msg="sandbox gone"`); n != 1 {
+				t.Errorf("the log says %d times that it is gone", n)
 			}
 			for _, event := range events.all {
 				if event.Sandbox != id || event.Pack != "shell" || event.Kind != sandbox.EventCreated && event.BootPath != sandbox.ColdBoot {

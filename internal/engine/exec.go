@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -27,15 +28,14 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 	}
 	e.cfg.Foreground.Enter()
 	defer e.cfg.Foreground.Leave()
-	run, err := e.beginExec(id, req)
+	if !req.Once.IsZero() {
+		return e.execOnce(ctx, id, req, e.runOnce)
+	}
+	run, err := e.beginExec(ctx, id, req)
 	if err != nil {
 		return sandbox.ExecResult{}, err
 	}
-	e.follow(run)
-	out := &outputs{
-		unwanted: make(chan struct{}),
-		stdout:   capped{left: run.limits.OutputBytes}, stderr: capped{left: run.limits.OutputBytes},
-	}
+	out := newOutputs(run.limits)
 	var res sandbox.ExecResult
 	ended := make(chan struct{})
 	go func() { // which the engine waits for, as it was counted in
@@ -51,10 +51,15 @@ func (e *Engine) Exec(ctx context.Context, id sandbox.ID, req sandbox.ExecReques
 		return res, err
 	case <-ctx.Done():
 		out.abandon()
-		return sandbox.ExecResult{}, &sandbox.Error{
-			Code: sandbox.CodeCanceled, Message: fmt.Sprintf("the client went away; the program goes on as %s", run.ex),
-			Cause: context.Cause(ctx),
-		}
+		return sandbox.ExecResult{}, wentAway(ctx, run.ex)
+	}
+}
+
+// wentAway is what becomes of a client that does not wait for its program.
+func wentAway(ctx context.Context, ex sandbox.ExecID) error {
+	return &sandbox.Error{
+		Code: sandbox.CodeCanceled, Message: fmt.Sprintf("the client went away; the program goes on as %s", ex),
+		Cause: context.Cause(ctx),
 	}
 }
 
@@ -77,6 +82,10 @@ func (e *Engine) attend(ctx context.Context, run execution, req sandbox.ExecRequ
 		Stdout: outputWriter{out, &out.stdout}, Stderr: outputWriter{out, &out.stderr}, Leave: out.unwanted,
 	})
 	denied := e.refused(run)
+	if notStarted(err) {
+		e.countOut(run.en)
+		return sandbox.ExecResult{}, err
+	}
 	if err != nil {
 		e.endExec(run, sandbox.ExecResult{}, err)
 		return sandbox.ExecResult{}, e.lost(run.en, run.vm, err)
@@ -97,7 +106,9 @@ func (e *Engine) whileStaying(ctx context.Context) (context.Context, func()) {
 }
 
 func (run execution) command(req sandbox.ExecRequest) agent.Command {
-	return agent.Command{ID: string(run.ex), Code: req.Code, Timeout: cmp.Or(req.Timeout, run.limits.ExecTimeout)}
+	return agent.Command{
+		ID: string(run.ex), Digest: req.Once.Digest(), Code: req.Code, Timeout: cmp.Or(req.Timeout, run.limits.ExecTimeout),
+	}
 }
 
 // result is how a program ended, without its output.
@@ -116,7 +127,7 @@ func result(ex sandbox.ExecID, exit agent.Exit) sandbox.ExecResult {
 
 // beginExec counts a program in, if the sandbox runs and its limits allow it. Who
 // begins it calls endExec, and then e.wg.Done.
-func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
+func (e *Engine) beginExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (execution, error) {
 	if err := e.cfg.Faults.Hit(FaultExec); err != nil {
 		return execution{}, err
 	}
@@ -124,6 +135,14 @@ func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, e
 	if en == nil {
 		return execution{}, sandbox.ErrNotFound
 	}
+	run, err := e.admitExec(en, req)
+	if errors.Is(err, sandbox.ErrNotFound) {
+		err = en.notFound(ctx)
+	}
+	return run, err
+}
+
+func (e *Engine) admitExec(en *entry, req sandbox.ExecRequest) (execution, error) {
 	en.mu.Lock()
 	defer en.mu.Unlock()
 	limits := en.sb.Limits
@@ -138,7 +157,11 @@ func (e *Engine) beginExec(id sandbox.ID, req sandbox.ExecRequest) (execution, e
 	case en.execs >= limits.Execs:
 		return execution{}, sandbox.OverQuota("%d programs run in the sandbox, as many as its limit execs allows", en.execs)
 	}
-	return e.countIn(en, sandbox.NewExecID()), nil
+	ex := sandbox.NewExecID()
+	if !req.Once.IsZero() {
+		ex = req.Once.ExecID(en.sb.ID)
+	}
+	return e.countIn(en, ex), nil
 }
 
 // countIn counts one program more. The caller holds en.mu and knows that the
@@ -152,13 +175,17 @@ func (e *Engine) countIn(en *entry, ex sandbox.ExecID) execution {
 // endExec counts a program out and tells how it ended. From the last one on the
 // sandbox is idle.
 func (e *Engine) endExec(run execution, res sandbox.ExecResult, err error) {
-	en := run.en
+	e.countOut(run.en)
+	e.tellExec(run.sb, run.began, res, err)
+}
+
+// countOut counts one program less.
+func (e *Engine) countOut(en *entry) {
 	en.mu.Lock()
 	en.execs--
 	idle := en.execs == 0
 	en.idleSince = e.cfg.Now()
 	en.mu.Unlock()
-	e.tellExec(run.sb, run.began, res, err)
 	if idle {
 		e.lookAgain()
 	}
@@ -214,6 +241,13 @@ type outputs struct {
 
 	mu             sync.Mutex
 	stdout, stderr capped
+}
+
+func newOutputs(l sandbox.Limits) *outputs {
+	return &outputs{
+		unwanted: make(chan struct{}),
+		stdout:   capped{left: l.OutputBytes}, stderr: capped{left: l.OutputBytes},
+	}
 }
 
 // abandon drops what there is, as the program may go on for long.

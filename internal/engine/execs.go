@@ -25,7 +25,15 @@ const (
 func (e *Engine) StartExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecID, error) {
 	e.cfg.Foreground.Enter()
 	defer e.cfg.Foreground.Leave()
-	run, err := e.beginExec(id, req)
+	if !req.Once.IsZero() {
+		res, err := e.execOnce(ctx, id, req, e.startOnce)
+		return res.ID, err
+	}
+	return e.startExec(ctx, id, req)
+}
+
+func (e *Engine) startExec(ctx context.Context, id sandbox.ID, req sandbox.ExecRequest) (sandbox.ExecID, error) {
+	run, err := e.beginExec(ctx, id, req)
 	if err != nil {
 		return "", err
 	}
@@ -36,8 +44,12 @@ func (e *Engine) StartExec(ctx context.Context, id sandbox.ID, req sandbox.ExecR
 	cmd := run.command(req)
 	if err := run.vm.Agent.StartExec(start, cmd, req.Stdin, req.StdinOpen); err != nil {
 		e.refused(run)
+		defer e.wg.Done()
+		if notStarted(err) {
+			e.countOut(run.en)
+			return "", err
+		}
 		e.endExec(run, sandbox.ExecResult{}, err)
-		e.wg.Done()
 		return "", e.execError(start, run.en, run.vm, err)
 	}
 	go func() { // which the engine waits for, as it was counted in
@@ -200,7 +212,7 @@ func (e *Engine) ask(ctx context.Context, id sandbox.ID, question func(context.C
 // running returns a sandbox that is running, and its VM.
 func (e *Engine) running(id sandbox.ID) (*entry, *provision.VM, error) {
 	if en := e.find(id); en != nil {
-		if sb, vm := en.snapshot(); sb.State == sandbox.Running {
+		if _, vm, there := en.visible(); there {
 			return en, vm, nil
 		}
 	}
@@ -221,6 +233,10 @@ func (e *Engine) execError(ctx context.Context, en *entry, vm *provision.VM, err
 		return sandbox.OverQuota("the input that programs have not read leaves no room for more")
 	case errors.Is(err, agent.ErrBeyond):
 		return errBeyond
+	case errors.Is(err, agent.ErrDiffers):
+		return sandbox.ErrKeyReused
+	case errors.Is(err, agent.ErrMany):
+		return sandbox.OverQuota("the sandbox remembers no more requests with an Idempotency-Key; without one the program is started")
 	case errors.Is(context.Cause(ctx), context.Canceled):
 		return err
 	}

@@ -117,7 +117,7 @@ func TestEndsOfLife(t *testing.T) {
 			if _, err := f.Exec(t.Context(), sb.ID, sandbox.ExecRequest{Code: "true"}); !errors.Is(err, sandbox.ErrNotFound) {
 				t.Errorf("exec afterwards: %v", err)
 			}
-			f.await("the log says why", 10*time.Second, func() bool { return strings.Contains(log.String(), string(tt.reason)) })
+			f.await("the log to say why", 10*time.Second, func() bool { return strings.Contains(log.String(), string(tt.reason)) })
 			f.checkEmpty()
 		})
 	}

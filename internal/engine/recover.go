@@ -65,6 +65,7 @@ func (e *Engine) look() (*found, error) {
 	if f.sandboxes, err = e.cfg.Store.Load(); err != nil {
 		e.cfg.Log.Error("records of sandboxes that cannot be read were set aside", "err", err)
 	}
+	e.answers.recall(e.remember(f.sandboxes))
 	vms, err := e.cfg.Store.LoadVMs()
 	if err != nil {
 		e.cfg.Log.Error("records of microVMs that cannot be read were set aside", "err", err)
@@ -187,6 +188,9 @@ func (e *Engine) jobs(f *found, t *tally) (jobs []func(context.Context)) {
 				e.lose(ctx, sb, lost, errors.New("there is no record of its microVM"))
 			})
 		default:
+			if sb.State == sandbox.Creating { // nobody was told of it
+				sb.Once = sandbox.Once{}
+			}
 			jobs = append(jobs, func(ctx context.Context) {
 				t.count(removed)
 				e.lose(ctx, sb, unfinished, nil)
@@ -279,7 +283,11 @@ func (e *Engine) lose(ctx context.Context, sb sandbox.Sandbox, why reason, cause
 	}
 	en.end = why
 	en.mu.Unlock()
-	close(en.doomed)
+	if why == lost { // and is so for every daemon from now on
+		_ = e.doom(en) // logged, and here it is taken down
+	} else {
+		close(en.doomed)
+	}
 	clean, cancel := cleanup.Context(ctx)
 	defer cancel()
 	if err := e.takeDown(clean, en); err != nil {
@@ -290,7 +298,7 @@ func (e *Engine) lose(ctx context.Context, sb sandbox.Sandbox, why reason, cause
 // spare gives a VM that no sandbox has to whoever has a use for it, or removes
 // it.
 func (e *Engine) spare(ctx context.Context, rec store.VM, t *tally) {
-	if e.cfg.Spares == nil || !e.cfg.Spares.Wants(rec) {
+	if !rec.Spare || e.cfg.Spares == nil || !e.cfg.Spares.Wants(rec) {
 		t.count(removed)
 		e.sweep(ctx, rec.ID)
 		return

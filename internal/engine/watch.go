@@ -29,18 +29,18 @@ func (e *Engine) watch(ctx context.Context, en *entry, vm *provision.VM) {
 	if why := e.awaitEnd(ctx, en, vm, t); why != "" && en.condemn(sandbox.Running, why) {
 		sb, _ := en.snapshot()
 		e.cfg.Log.Error("sandbox failed", "sandbox_id", sb.ID, "pack", sb.Pack, "reason", string(why))
-		close(en.doomed)
+		_ = e.doom(en) // logged, and here it is taken down
 	}
 	select {
 	case <-en.doomed: // whoever condemned it may still be writing its record
 	case <-e.leave:
 		if en.letGo() {
-			e.tellDenials(en, vm, t, true)
+			e.tellDenials(en, vm.Network(), t, true)
 			return
 		}
 		<-en.doomed
 	}
-	e.tellDenials(en, vm, t, true)
+	e.tellDenials(en, vm.Network(), t, true)
 	e.clear(ctx, en)
 }
 
@@ -50,7 +50,7 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM, t *t
 	tick := time.NewTicker(pingInterval)
 	defer tick.Stop()
 	var look <-chan time.Time
-	if e.network(vm) != nil {
+	if vm.Network() != nil {
 		looks := time.NewTicker(lookInterval)
 		defer looks.Stop()
 		look = looks.C
@@ -66,7 +66,7 @@ func (e *Engine) awaitEnd(ctx context.Context, en *entry, vm *provision.VM, t *t
 		case <-vm.Agent.Done():
 			return e.afterDisconnect(en, vm)
 		case <-look:
-			e.tellDenials(en, vm, t, false)
+			e.tellDenials(en, vm.Network(), t, false)
 		case <-tick.C:
 			switch err := e.signOfLife(ctx, en, vm); {
 			case err == nil, errors.Is(err, context.Canceled):

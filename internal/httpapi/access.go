@@ -33,8 +33,9 @@ type Access struct {
 type Keys interface {
 	// Asked reports whether clients are asked for a key.
 	Asked() bool
-	// Admit reports whether key is good. The context ends when it no longer is.
-	Admit(key string) (good context.Context, ok bool)
+	// Admit reports whether key is good, and its id. The context ends when it no
+	// longer is.
+	Admit(key string) (id string, good context.Context, ok bool)
 }
 
 // maxQuery bounds what may follow the path of a URL, in bytes.
@@ -53,6 +54,16 @@ var (
 
 // peerKey is where a connection's context keeps what [Access.Peer] said of it.
 type peerKey struct{}
+
+// tenantKey is where a request's context keeps the id of the API key that it came
+// in with.
+type tenantKey struct{}
+
+// tenant returns it, and "" if none was asked for.
+func tenant(r *http.Request) string {
+	id, _ := r.Context().Value(tenantKey{}).(string)
+	return id
+}
 
 // check returns an error for a request that may not come in, whoever sends it.
 func (acc Access) check(r *http.Request) error {
@@ -101,11 +112,11 @@ func (acc Access) admit(w http.ResponseWriter, r *http.Request) (_ *http.Request
 	if err != nil {
 		return r, nil, err
 	}
-	good, ok := acc.Keys.Admit(key)
+	id, good, ok := acc.Keys.Admit(key)
 	if !ok {
 		return r, nil, errBadKey
 	}
-	ctx, cancel := context.WithCancelCause(r.Context())
+	ctx, cancel := context.WithCancelCause(context.WithValue(r.Context(), tenantKey{}, id))
 	stop := context.AfterFunc(good, func() { //nolint:contextcheck // it follows the key's life, not the request's
 		// The context goes first: whoever sets a deadline looks at it afterwards.
 		cancel(errRevoked)

@@ -28,8 +28,8 @@ type fakeKeys struct {
 
 func (k fakeKeys) Asked() bool { return k.asked }
 
-func (k fakeKeys) Admit(key string) (context.Context, bool) {
-	return k.good, key == "good" && k.good.Err() == nil
+func (k fakeKeys) Admit(key string) (string, context.Context, bool) {
+	return "somebody", k.good, key == "good" && k.good.Err() == nil
 }
 
 // TestBrowsersAreKeptOut sends what browsers send on behalf of web pages.

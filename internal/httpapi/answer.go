@@ -26,7 +26,7 @@ func retryAfter(code sandbox.Code) string {
 	switch code {
 	case sandbox.CodeClosing:
 		return "5"
-	case sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeStarting:
+	case sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeStarting, sandbox.CodeRate:
 		return "1"
 	}
 	return ""
@@ -60,10 +60,14 @@ func statusOf(code sandbox.Code) int {
 		return http.StatusRequestEntityTooLarge
 	case sandbox.CodeLost:
 		return http.StatusBadGateway
-	case sandbox.CodeQuota:
+	case sandbox.CodeQuota, sandbox.CodeRate:
 		return http.StatusTooManyRequests
+	case sandbox.CodeKeyReused:
+		return http.StatusUnprocessableEntity
 	case sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeStarting, sandbox.CodeClosing, sandbox.CodeCapacity:
 		return http.StatusServiceUnavailable
+	case sandbox.CodeDiskFull:
+		return http.StatusInsufficientStorage
 	case sandbox.CodeCanceled:
 		return statusClientClosed
 	default:
@@ -116,7 +120,7 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	level := slog.LevelDebug
 	switch code {
-	case sandbox.CodeInternal:
+	case sandbox.CodeInternal, sandbox.CodeDiskFull:
 		level = slog.LevelError
 	case sandbox.CodeBoot, sandbox.CodeLost:
 		level = slog.LevelWarn

@@ -20,7 +20,7 @@ func (a *API) execRoutes() []route {
 		{
 			method: "POST", path: execs, id: "start-exec", summary: "Start a program in a sandbox",
 			doc: "Returns when the program runs, or could not be started, which its state tells. It goes on whatever becomes of its client, until its time limit.",
-			in:  rest.StartRequest{}, out: rest.StartResponse{}, status: http.StatusCreated,
+			in:  rest.StartRequest{}, out: rest.StartResponse{}, status: http.StatusCreated, once: true,
 			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeLost},
 			serve:  a.startExec,
 		},
@@ -90,6 +90,9 @@ func (a *API) startExec(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	req, err := decodeStart(body)
 	if err != nil {
+		return nil, err
+	}
+	if req.Once, err = once(r, body); err != nil {
 		return nil, err
 	}
 	ex, err := a.engine.StartExec(r.Context(), id, req)

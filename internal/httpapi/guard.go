@@ -45,6 +45,9 @@ func (g *gate) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			if ready := g.ready(); errors.Is(ready, sandbox.ErrStarting) {
 				err = ready
 			}
+			if !g.rates.allow(tenant(r), time.Now()) {
+				err = errRate
+			}
 		}
 	}
 	switch {

@@ -30,6 +30,7 @@ type API struct {
 	mux       *http.ServeMux
 	open      map[string]bool // patterns that ask for no key
 	panics    atomic.Int64
+	rates     *rates
 
 	bodyGrace, writeGrace time.Duration
 }
@@ -43,11 +44,14 @@ func (a *API) create(w http.ResponseWriter, r *http.Request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if spec.Once, err = once(r, body); err != nil {
+		return nil, err
+	}
 	sb, err := a.engine.Create(r.Context(), spec)
 	if err != nil {
 		return nil, err
 	}
-	if r.Context().Err() != nil {
+	if r.Context().Err() != nil && spec.Once.IsZero() {
 		return nil, a.discard(r.Context(), sb.ID)
 	}
 	return rest.CreateResponse{ID: string(sb.ID)}, nil
@@ -104,6 +108,9 @@ func (a *API) exec(w http.ResponseWriter, r *http.Request) (any, error) {
 	}
 	req, err := decodeExec(body)
 	if err != nil {
+		return nil, err
+	}
+	if req.Once, err = once(r, body); err != nil {
 		return nil, err
 	}
 	res, err := a.engine.Exec(r.Context(), id, req)

@@ -8,8 +8,9 @@
 // than [sandbox.Public] allows; its cause goes to the log. Who may come in is a
 // value for each listener ([Access]), and is decided before anybody looks at
 // what is asked for. A client that is slow, or sends too much, costs a bounded
-// amount of memory for a bounded time. The package keeps no state between
-// requests; what sandboxes there are is for the engine to know.
+// amount of memory for a bounded time. Between requests the package keeps nothing
+// but how many each API key may send; what sandboxes there are is for the engine
+// to know.
 package httpapi
 
 import (
@@ -71,6 +72,9 @@ type Config struct {
 	Info func() rest.Info
 	// Limits are what each sandbox is granted.
 	Limits sandbox.Policy
+	// Rate is how many requests a second may come with one API key; 0 is any
+	// number.
+	Rate int
 	// Ready returns nil when sandboxes can be created, else why not.
 	Ready func() error
 	Log   *slog.Logger
@@ -82,6 +86,7 @@ func New(cfg Config) *API {
 		engine: cfg.Engine, templates: cfg.Templates, telemetry: cfg.Telemetry, tracer: cfg.Tracer, stats: cfg.Stats,
 		limits: cfg.Limits, info: cfg.Info, ready: cfg.Ready, log: cfg.Log,
 		mux: http.NewServeMux(), open: make(map[string]bool),
+		rates:     newRates(cfg.Rate),
 		bodyGrace: bodyGrace, writeGrace: writeGrace,
 	}
 	routes := slices.Concat(a.routes(), a.execRoutes(), a.egressRoutes(), a.templateRoutes(), a.operatorRoutes())
@@ -110,6 +115,8 @@ type route struct {
 	inOptional bool
 	// inType is the media type of a body that is no JSON, "" if there is none.
 	inType string
+	// once says that a request with a key is carried out once.
+	once bool
 	// query are the parameters that the URL may have.
 	query []*huma.Param
 	// out is a zero value of the answer's JSON body, nil if it has none, and media
@@ -127,8 +134,8 @@ func (a *API) routes() []route {
 		{
 			method: "POST", path: "/sandboxes", id: "create-sandbox", summary: "Create a sandbox",
 			doc: "Boots a microVM and returns when it takes programs. A client that goes away before that leaves no sandbox behind.",
-			in:  rest.CreateRequest{}, inOptional: true, out: rest.CreateResponse{}, status: http.StatusCreated,
-			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeNoEgress, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeClosing},
+			in:  rest.CreateRequest{}, inOptional: true, out: rest.CreateResponse{}, status: http.StatusCreated, once: true,
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeNoEgress, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeEgress, sandbox.CodeDiskFull, sandbox.CodeClosing},
 			serve:  a.create,
 		},
 		{
@@ -159,8 +166,8 @@ func (a *API) routes() []route {
 		{
 			method: "POST", path: "/sandboxes/{id}/exec", id: "exec", summary: "Run a program in a sandbox",
 			doc: "Returns when the program has ended. A program that exits with an error is a success of this request. The program of a client that goes away goes on, until its time limit, and is found among the sandbox's execs.",
-			in:  rest.ExecRequest{}, out: rest.ExecResult{}, status: http.StatusOK,
-			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeLost, sandbox.CodeClosing},
+			in:  rest.ExecRequest{}, out: rest.ExecResult{}, status: http.StatusOK, once: true,
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeNotFound, sandbox.CodeTooLarge, sandbox.CodeQuota, sandbox.CodeLost, sandbox.CodeOutputGone, sandbox.CodeClosing},
 			serve:  a.exec,
 		},
 		{

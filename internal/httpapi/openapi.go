@@ -108,6 +108,9 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 			Example: examples[m[1]],
 		})
 	}
+	if rt.once {
+		op.Parameters = append(op.Parameters, onceParam())
+	}
 	for _, p := range rt.query {
 		p.In = "query"
 		op.Parameters = append(op.Parameters, p)
@@ -119,10 +122,13 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 		op.RequestBody = &huma.RequestBody{Required: !rt.inOptional, Content: content(schemas, nil, rt.inType)}
 	}
 	codes := append(slices.Clone(rt.errors), sandbox.CodeInternal)
+	if rt.once {
+		codes = append(codes, sandbox.CodeKeyReused)
+	}
 	if rt.open {
 		op.Security = []map[string][]string{}
 	} else {
-		codes = append(codes, sandbox.CodeUnauthorized, sandbox.CodeStarting)
+		codes = append(codes, sandbox.CodeUnauthorized, sandbox.CodeStarting, sandbox.CodeRate)
 	}
 	// Several codes may share a status: the description names them all.
 	for _, code := range codes {
@@ -140,7 +146,7 @@ func operation(rt route, schemas huma.Registry) *huma.Operation {
 	for _, code := range codes {
 		if retryAfter(code) != "" {
 			op.Responses[strconv.Itoa(statusOf(code))].Headers = map[string]*huma.Param{"Retry-After": {
-				Description: "Seconds to wait, when there is no room, or emberd is starting or shutting down.",
+				Description: "Seconds to wait, when there is no room, there were too many requests, or emberd is starting or shutting down.",
 				Schema:      &huma.Schema{Type: huma.TypeInteger},
 			}}
 		}

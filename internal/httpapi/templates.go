@@ -28,7 +28,7 @@ func (a *API) templateRoutes() []route {
 			method: "POST", path: "/templates", id: "build-template", summary: "Build a template",
 			doc: "Boots and stops a microVM that others are restored from, unless there is one of the pack and size. Returns when it is ready.",
 			in:  rest.TemplateRequest{}, inOptional: true, out: rest.Template{}, status: http.StatusOK,
-			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeTooLarge, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeClosing},
+			errors: []sandbox.Code{sandbox.CodeInvalid, sandbox.CodeUnknownPack, sandbox.CodeTooLarge, sandbox.CodeCapacity, sandbox.CodeBoot, sandbox.CodeDiskFull, sandbox.CodeClosing},
 			serve:  a.buildTemplate,
 		},
 		{

@@ -13,6 +13,8 @@ import (
 	"syscall"
 	"testing"
 
+	"go.uber.org/goleak"
+
 	"github.com/emberd/emberd/internal/sandbox"
 )
 
@@ -26,7 +28,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv(attackEnv); dir != "" {
 		attack(dir, os.Args[1])
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // attack swaps every directory it finds below dir with a link to victim, and

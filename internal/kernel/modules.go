@@ -30,15 +30,23 @@ func GuestModules() []string {
 
 // MachineModules lists the modules the machine's kernel is given.
 func MachineModules() []string {
-	return []string{
+	return append([]string{
 		"virtio_pci",          // QEMU's transport
 		"virtio_blk",          // system and data disk
 		"squashfs", "overlay", // what / is made of
 		"virtio_console", // the agent's connection
 		"kvm_amd",        // what the machine is for
-		"tun",            // network devices of microVMs
+		"nft_objref",     // a part of nf_tables in later kernels
+	}, NetworkModules()...)
+}
+
+// NetworkModules lists the modules that a host needs to give microVMs network
+// interfaces.
+func NetworkModules() []string {
+	return []string{
+		"tun", // the interfaces
 		// What their rules are made of.
-		"nf_tables", "nft_tproxy", "nft_socket", "nft_reject_inet", "nft_quota", "nft_objref",
+		"nf_tables", "nft_tproxy", "nft_socket", "nft_reject_inet", "nft_quota",
 	}
 }
 

@@ -109,6 +109,10 @@ func (r Run) Socket() string { return r.in("emberd.sock") }
 // Sandboxes is the directory of sandbox records, one file each.
 func (r Run) Sandboxes() string { return r.in("sandboxes") }
 
+// Answered is where the records of sandboxes are that are gone, as long as the
+// request for them is remembered.
+func (r Run) Answered() string { return r.in("answered") }
+
 // VMs is the directory of what finds each microVM again, one file each.
 func (r Run) VMs() string { return r.in("vms") }
 

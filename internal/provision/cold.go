@@ -126,7 +126,7 @@ func (c *Cold) boot(ctx context.Context, id sandbox.VMID, req Request) (_ *VM, e
 		return nil, errors.Join(err, nic.Close())
 	}
 	host := Host{Records: c.cfg.Records, Log: c.cfg.Log, Faults: c.cfg.Faults}
-	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot, Interface: nic})
+	vm, err := host.Ready(ctx, fc, Identity{ID: id, Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.ColdBoot, Interface: nic, Spare: req.Ahead})
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/pack"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/store"
 )
 
 // EmptyProgram is a program in every language, and does nothing. Running it has a
@@ -63,6 +64,7 @@ type VM struct {
 	vm      *firecracker.VM
 	nic     *Interface // nil if it has no network interface
 	records Records    // nil if there is no record of it
+	rec     store.VM
 	warming sync.WaitGroup
 }
 
@@ -76,6 +78,17 @@ func (v *VM) warmUp(ctx context.Context, log *slog.Logger) {
 			log.Debug("interpreter was not warmed up", "vm", v.ID, "err", err)
 		}
 	})
+}
+
+// Claim notes that a sandbox gets the VM, if it was made ahead: from then on no
+// daemon takes it for one that was never used, whatever becomes of the sandbox's
+// own record. On error the VM is nobody's.
+func (v *VM) Claim() error {
+	if v.records == nil || !v.rec.Spare {
+		return nil
+	}
+	v.rec.Spare = false
+	return v.records.PutVM(v.rec)
 }
 
 // Done is closed when the VMM has ended, for whatever reason.

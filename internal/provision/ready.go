@@ -66,6 +66,8 @@ type Identity struct {
 	BootPath sandbox.BootPath
 	// Interface is what the VM was made with, nil if it has no network interface.
 	Interface *Interface
+	// Spare says that no sandbox waits for the VM.
+	Spare bool
 }
 
 // Ready makes a VM out of a microVM whose vCPUs run: its agent has answered, and
@@ -106,10 +108,11 @@ func (h Host) record(vm *VM, who Identity, secret []byte) error {
 	if err != nil {
 		return err
 	}
-	return h.Records.PutVM(store.VM{
+	vm.rec = store.VM{
 		ID: who.ID, Pack: who.Pack.Name, Rootfs: who.Pack.Digest, Emberd: version.Version,
-		Limits: who.Limits, BootPath: who.BootPath, Network: who.Interface != nil, Secret: secret, Handle: handle,
-	})
+		Limits: who.Limits, BootPath: who.BootPath, Network: who.Interface != nil, Spare: who.Spare, Secret: secret, Handle: handle,
+	}
+	return h.Records.PutVM(vm.rec)
 }
 
 // Hello waits until the guest's agent listens and has answered the handshake.

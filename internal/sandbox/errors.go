@@ -3,6 +3,7 @@ package sandbox
 import (
 	"errors"
 	"fmt"
+	"syscall"
 )
 
 // Code is the class of an error, stable for programs to act on.
@@ -17,7 +18,10 @@ const (
 	CodeNotFound     Code = "not_found"
 	CodeTooLarge     Code = "too_large"
 	CodeQuota        Code = "quota_exceeded"
+	CodeRate         Code = "rate_limited" // too many requests with one API key
+	CodeKeyReused    Code = "key_reused"   // an Idempotency-Key, for another request
 	CodeCapacity     Code = "no_capacity"
+	CodeDiskFull     Code = "disk_full"
 	CodeBoot         Code = "boot_failed"
 	CodeEgress       Code = "egress_unavailable" // no network interface is to be had
 	CodeLost         Code = "sandbox_lost"
@@ -48,7 +52,9 @@ var (
 	ErrExecNotFound = &Error{Code: CodeNotFound, Message: "exec not found"}
 	ErrExecEnded    = &Error{Code: CodeEnded, Message: "the program has ended, or its input has"}
 	ErrQuota        = &Error{Code: CodeQuota, Message: "too many at a time"}
+	ErrKeyReused    = &Error{Code: CodeKeyReused, Message: "the Idempotency-Key was used for another request"}
 	ErrCapacity     = &Error{Code: CodeCapacity, Message: "the host has no room for another microVM"}
+	ErrDiskFull     = &Error{Code: CodeDiskFull, Message: "the host has no room on its disk"}
 	ErrBoot         = &Error{Code: CodeBoot, Message: "the microVM did not become ready"}
 	ErrEgress       = &Error{Code: CodeEgress, Message: "the sandbox cannot have a network interface"}
 	ErrNoEgress     = &Error{Code: CodeNoEgress, Message: "the sandbox was made without egress, and so has no network interface; make one with egress"}
@@ -125,8 +131,12 @@ func UnknownPack(name string) *Error {
 }
 
 // Public returns what a client may be told about err: its code, and its message
-// without the cause. An error that is no [Error] is internal and says nothing.
+// without the cause. Whatever a full disk was the cause of is told as that. An
+// error that is no [Error] is internal and says nothing.
 func Public(err error) (Code, string) {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return ErrDiskFull.Code, ErrDiskFull.Message
+	}
 	if e, ok := errors.AsType[*Error](err); ok {
 		return e.Code, e.Message
 	}

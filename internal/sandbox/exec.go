@@ -38,6 +38,8 @@ type ExecRequest struct {
 	// StdinOpen has the input go on after Stdin, for a program that is started
 	// without a wait.
 	StdinOpen bool
+	// Once, unless it is zero, has the program started once.
+	Once Once
 }
 
 // ExecResult tells how a program ended. There is a result only when that is

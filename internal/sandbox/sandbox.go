@@ -73,6 +73,8 @@ type Spec struct {
 	BootPath BootPath
 	// Egress is what it may reach; nil gives it no network interface.
 	Egress *Egress
+	// Once, unless it is zero, has the request carried out once.
+	Once Once
 }
 
 // Size is what a microVM is given.
@@ -144,6 +146,8 @@ type Sandbox struct {
 	IdleExpiresAt time.Time `json:"idle_expires_at,omitzero"`
 	// Egress is what it may reach, nil if it has no network interface.
 	Egress *Egress `json:"egress,omitempty"`
+	// Once is of the request for it.
+	Once Once `json:"once,omitzero"`
 }
 
 // LimitsHit is which limits of a sandbox a program, or one that it started, ran

@@ -17,6 +17,7 @@ func FuzzRecord(f *testing.F) {
 		`{"version":2,"sandbox":{"id":"sb_a1b2c3d4e5f6","vm":"vm-a1b2c3d4e5f6","pack":"python","limits":{"vcpus":1,"memory_mib":256},"state":"running"}}`,
 		`{"version":2,"sandbox":{"id":"sb_a1b2c3d4e5f6","created_at":"2025-01-02T03:04:05.6+07:00","expires_at":"9999-12-31T23:59:59-23:59"}}`,
 		`{"version":2,"sandbox":{"id":"sb_ffffffffffff"}}`,
+		`{"version":2,"sandbox":{"id":"sb_a1b2c3d4e5f6","once":{"tenant":"t","key":"k","request":"00"}}}`,
 		`{"version":1,"sandbox":{"id":"sb_a1b2c3d4e5f6"}}`, `{"version":2}`, `null`, ``,
 	} {
 		f.Add([]byte(s))

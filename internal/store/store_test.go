@@ -1,8 +1,11 @@
 package store
 
 import (
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -12,6 +15,7 @@ import (
 
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/lockfile"
 )
 
 func open(t *testing.T, run paths.Run) *Store {
@@ -100,6 +104,46 @@ func TestSecondDaemonIsTurnedAway(t *testing.T) {
 	}
 }
 
+// A process that a daemon was just starting when it was killed has the daemon's lock
+// until it executes something else. The next daemon waits for that, and only then.
+func TestLockOfADeadDaemon(t *testing.T) {
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		name  string
+		pid   int
+		opens bool
+	}{
+		{"dead", dead.Process.Pid, true},
+		{"alive", os.Getppid(), false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run := paths.Run(t.TempDir())
+			unlock, err := lockfile.Take(run.Lock())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(run.Lock(), fmt.Appendln(nil, tt.pid), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			released := make(chan error, 1)
+			time.AfterFunc(300*time.Millisecond, func() { released <- unlock() })
+			s, err := Open(run)
+			if opened := err == nil; opened != tt.opens {
+				t.Errorf("opened %v: %v", opened, err)
+			}
+			if err == nil {
+				_ = s.Close()
+			}
+			if err := <-released; err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 func TestDamagedRecordIsSetAside(t *testing.T) {
 	id := sandbox.NewID()
 	for name, content := range map[string]string{
@@ -108,6 +152,8 @@ func TestDamagedRecordIsSetAside(t *testing.T) {
 		"another version": `{"version":1,"sandbox":{"id":"` + string(id) + `"}}`,
 		"another id":      `{"version":2,"sandbox":{"id":"sb_000000000000"}}`,
 		"a path as id":    `{"version":2,"sandbox":{"id":"../../etc/passwd"}}`,
+		"another sum":     `{"version":2,"sum":"00000000","sandbox":{"id":"` + string(id) + `"}}`,
+		"two of them":     `{"version":2,"sandbox":{"id":"` + string(id) + `"}} {}`,
 	} {
 		t.Run(name, func(t *testing.T) {
 			run := paths.Run(t.TempDir())
@@ -156,7 +202,8 @@ func TestEveryFieldOfARecordIsSaved(t *testing.T) {
 			walk(field.Type)
 		}
 	}
-	walk(reflect.TypeFor[record]())
+	walk(reflect.TypeFor[sandbox.Sandbox]())
+	walk(reflect.TypeFor[VM]())
 }
 
 func TestRecordsOfMicroVMs(t *testing.T) {
@@ -198,6 +245,104 @@ func TestRecordsOfMicroVMs(t *testing.T) {
 		}
 		if _, err := s.LoadVMs(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// A record that is put aside is gone from the others at once, and is there until it
+// is forgotten.
+func TestRetire(t *testing.T) {
+	run := paths.Run(t.TempDir())
+	s := open(t, run)
+	sb := sandbox.Sandbox{ID: sandbox.NewID(), State: sandbox.Deleting, Once: sandbox.NewOnce("somebody", "key", "create", []byte("{}"))}
+	if err := s.Put(sb); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to be put aside
+		if err := s.Retire(sb.ID); err != nil {
+			t.Fatal(err)
+		}
+		there, err := s.Load()
+		retired, err2 := s.LoadRetired()
+		if len(there) != 0 || !reflect.DeepEqual(retired, []sandbox.Sandbox{sb}) || err != nil || err2 != nil {
+			t.Errorf("%v and %+v, %v, %v", there, retired, err, err2)
+		}
+	}
+	for range 2 {
+		if err := s.Forget(sb.ID); err != nil {
+			t.Error(err)
+		}
+	}
+	if retired, err := s.LoadRetired(); len(retired) > 0 || err != nil {
+		t.Errorf("%v, %v", retired, err)
+	}
+}
+
+// flip changes n bytes of the files at paths, chosen by random.
+func flip(t *testing.T, random *rand.Rand, n int, paths []string) {
+	t.Helper()
+	damaged := make(map[string][]byte)
+	for range n {
+		path := paths[random.IntN(len(paths))]
+		b, err := damaged[path], error(nil)
+		if b == nil {
+			b, err = os.ReadFile(path)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[random.IntN(len(b))] ^= byte(1 + random.IntN(255))
+		damaged[path] = b
+	}
+	for path, b := range damaged {
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Whatever bytes of a record change, it is read as it was written or set aside:
+// no sandbox comes to have another one's microVM, or another state.
+func TestFlippedBytes(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	random := rand.New(rand.NewPCG(seed, 0))
+	for range 100 {
+		run := paths.Run(t.TempDir())
+		s := open(t, run)
+		sandboxes, vms := map[sandbox.ID]sandbox.Sandbox{}, map[sandbox.VMID]VM{}
+		var files []string
+		for range 8 {
+			vm := VM{ID: sandbox.NewVMID(), Pack: "python", Rootfs: "digest", Secret: []byte{1, 2, 3}, Handle: []byte(`{"pid":7}`)}
+			sb := sandbox.Sandbox{ID: sandbox.NewID(), VM: vm.ID, Pack: "python", State: sandbox.Running, CreatedAt: time.Now().UTC().Round(0)}
+			if err := errors.Join(s.Put(sb), s.PutVM(vm)); err != nil {
+				t.Fatal(err)
+			}
+			sandboxes[sb.ID], vms[vm.ID] = sb, vm
+			files = append(files, filepath.Join(run.Sandboxes(), string(sb.ID)+suffix), filepath.Join(run.VMs(), string(vm.ID)+suffix))
+		}
+		flip(t, random, []int{1, 4, 1000}[random.IntN(3)], files)
+		if random.IntN(4) == 0 {
+			if err := os.Truncate(files[random.IntN(len(files))], random.Int64N(100)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		gotSandboxes, _ := s.Load()
+		gotVMs, _ := s.LoadVMs()
+		for _, sb := range gotSandboxes {
+			if !reflect.DeepEqual(sb, sandboxes[sb.ID]) {
+				t.Errorf("%+v became %+v", sandboxes[sb.ID], sb)
+			}
+		}
+		for _, vm := range gotVMs {
+			if !reflect.DeepEqual(vm, vms[vm.ID]) {
+				t.Errorf("%+v became %+v", vms[vm.ID], vm)
+			}
+		}
+		aside, asideVMs, err := s.SetAside()
+		if err != nil || len(gotSandboxes)+len(aside) != len(sandboxes) || len(gotVMs)+len(asideVMs) != len(vms) {
+			t.Errorf("%d and %d of %d sandboxes, %d and %d of %d microVMs, %v",
+				len(gotSandboxes), len(aside), len(sandboxes), len(gotVMs), len(asideVMs), len(vms), err)
 		}
 	}
 }

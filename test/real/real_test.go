@@ -13,9 +13,11 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/daemon/daemontest"
 )
 
-var long = flag.Bool("long", false, "let floods, bombs and the search for residue last as long as they have to once, measure what egress costs, and run every program of Node; two hours")
+var long = flag.Bool("long", false, "let floods, bombs, kills, the soak and the search for residue last as long as they have to once, and run every program of Node; three hours")
 
 // idleEnv has this test binary do nothing for a long time.
 const idleEnv = "EMBERD_TEST_IDLE"
@@ -33,6 +35,7 @@ func span[T any](short, longer T) T {
 // [TestVersionsAreChecked].
 func TestMain(m *testing.M) {
 	runStub()
+	daemontest.Main(runVictim)
 	if os.Getenv(idleEnv) != "" {
 		time.Sleep(time.Hour)
 	}

@@ -85,6 +85,12 @@ const (
 	Error_FULL Error_Code = 4
 	// The output is not that long.
 	Error_BEYOND Error_Code = 5
+	// The id was used before, for the same request.
+	Error_EXISTS Error_Code = 6
+	// The id was used before, for another request.
+	Error_DIFFERS Error_Code = 7
+	// No more ids can be remembered.
+	Error_MANY Error_Code = 8
 )
 
 // Enum value maps for Error_Code.
@@ -96,6 +102,9 @@ var (
 		3: "ENDED",
 		4: "FULL",
 		5: "BEYOND",
+		6: "EXISTS",
+		7: "DIFFERS",
+		8: "MANY",
 	}
 	Error_Code_value = map[string]int32{
 		"OTHER":     0,
@@ -104,6 +113,9 @@ var (
 		"ENDED":     3,
 		"FULL":      4,
 		"BEYOND":    5,
+		"EXISTS":    6,
+		"DIFFERS":   7,
+		"MANY":      8,
 	}
 )
 
@@ -511,8 +523,13 @@ type Exec struct {
 	Detach bool `protobuf:"varint,5,opt,name=detach,proto3" json:"detach,omitempty"`
 	// What a program that is detached reads first, and whether its input stays
 	// open after that.
-	Stdin         []byte `protobuf:"bytes,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
-	StdinOpen     bool   `protobuf:"varint,7,opt,name=stdin_open,json=stdinOpen,proto3" json:"stdin_open,omitempty"`
+	Stdin     []byte `protobuf:"bytes,6,opt,name=stdin,proto3" json:"stdin,omitempty"`
+	StdinOpen bool   `protobuf:"varint,7,opt,name=stdin_open,json=stdinOpen,proto3" json:"stdin_open,omitempty"`
+	// What was asked of the host, as a digest of 1 to 64 bytes, by somebody who may
+	// ask again. The id is then never used a second time: the reply is an Error with
+	// the code EXISTS if one with that digest was started, DIFFERS if it has another
+	// one, and MANY if no more can be remembered. Needs an id.
+	Digest        []byte `protobuf:"bytes,8,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -605,6 +622,13 @@ func (x *Exec) GetStdinOpen() bool {
 		return x.StdinOpen
 	}
 	return false
+}
+
+func (x *Exec) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
 }
 
 type isExec_Program interface {
@@ -861,7 +885,11 @@ func (x *LimitsHit) GetPids() bool {
 type ListExecs struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty for all.
-	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// Set to ask for the program that was started with that digest. The reply is an
+	// Error with the code EXISTS if it was and is no longer remembered otherwise,
+	// and DIFFERS if the id has another digest.
+	Digest        []byte `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -901,6 +929,13 @@ func (x *ListExecs) GetId() string {
 		return x.Id
 	}
 	return ""
+}
+
+func (x *ListExecs) GetDigest() []byte {
+	if x != nil {
+		return x.Digest
+	}
+	return nil
 }
 
 type ExecList struct {
@@ -1828,7 +1863,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x10protocol_version\x18\x01 \x01(\rR\x0fprotocolVersion\x12\x19\n" +
 	"\bbuild_id\x18\x02 \x01(\tR\abuildId\x12 \n" +
 	"\vinterpreter\x18\x03 \x01(\tR\vinterpreter\x12\x14\n" +
-	"\x05proof\x18\x04 \x01(\fR\x05proof\"\xd9\x01\n" +
+	"\x05proof\x18\x04 \x01(\fR\x05proof\"\xf1\x01\n" +
 	"\x04Exec\x12\x14\n" +
 	"\x04code\x18\x01 \x01(\fH\x00R\x04code\x124\n" +
 	"\acommand\x18\x02 \x01(\v2\x18.emberd.agent.v1.CommandH\x00R\acommand\x12\x1d\n" +
@@ -1838,7 +1873,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06detach\x18\x05 \x01(\bR\x06detach\x12\x14\n" +
 	"\x05stdin\x18\x06 \x01(\fR\x05stdin\x12\x1d\n" +
 	"\n" +
-	"stdin_open\x18\a \x01(\bR\tstdinOpenB\t\n" +
+	"stdin_open\x18\a \x01(\bR\tstdinOpen\x12\x16\n" +
+	"\x06digest\x18\b \x01(\fR\x06digestB\t\n" +
 	"\aprogram\"A\n" +
 	"\aCommand\x12\x12\n" +
 	"\x04argv\x18\x01 \x03(\tR\x04argv\x12\x10\n" +
@@ -1857,9 +1893,10 @@ const file_agent_proto_rawDesc = "" +
 	"\tLimitsHit\x12\x16\n" +
 	"\x06memory\x18\x01 \x01(\bR\x06memory\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\bR\x04disk\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\bR\x04pids\"\x1b\n" +
+	"\x04pids\x18\x03 \x01(\bR\x04pids\"3\n" +
 	"\tListExecs\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"<\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\fR\x06digest\"<\n" +
 	"\bExecList\x120\n" +
 	"\x05execs\x18\x01 \x03(\v2\x1a.emberd.agent.v1.ExecStateR\x05execs\"\x9a\x02\n" +
 	"\tExecState\x12\x0e\n" +
@@ -1923,11 +1960,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x04Dial\x12\x18\n" +
 	"\anetwork\x18\x01 \x01(\tR\anetwork\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"\x06\n" +
-	"\x04Done\"\xb5\x01\n" +
+	"\x04Done\"\xd8\x01\n" +
 	"\x05Error\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12/\n" +
 	"\x04code\x18\x02 \x01(\x0e2\x1b.emberd.agent.v1.Error.CodeR\x04code\x12\x14\n" +
-	"\x05first\x18\x03 \x01(\x04R\x05first\"K\n" +
+	"\x05first\x18\x03 \x01(\x04R\x05first\"n\n" +
 	"\x04Code\x12\t\n" +
 	"\x05OTHER\x10\x00\x12\r\n" +
 	"\tNOT_FOUND\x10\x01\x12\b\n" +
@@ -1935,7 +1972,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x05ENDED\x10\x03\x12\b\n" +
 	"\x04FULL\x10\x04\x12\n" +
 	"\n" +
-	"\x06BEYOND\x10\x05B/Z-github.com/emberd/emberd/api/agent/v1;agentv1b\x06proto3"
+	"\x06BEYOND\x10\x05\x12\n" +
+	"\n" +
+	"\x06EXISTS\x10\x06\x12\v\n" +
+	"\aDIFFERS\x10\a\x12\b\n" +
+	"\x04MANY\x10\bB/Z-github.com/emberd/emberd/api/agent/v1;agentv1b\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once

@@ -19,6 +19,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -62,6 +63,8 @@ func Main() {
 // [firecracker.Launcher].
 type Launcher struct {
 	Dir string
+	// OOM says that fakes which end were ended by the host's OOM killer.
+	OOM atomic.Bool
 
 	mu    sync.Mutex
 	modes []Mode
@@ -115,7 +118,7 @@ func (l *Launcher) Launch(ctx context.Context, spec firecracker.LaunchSpec) (_ f
 	if err != nil {
 		return nil, err
 	}
-	p := &fake{root: root, done: make(chan struct{})}
+	p := &fake{root: root, oom: &l.OOM, done: make(chan struct{})}
 	p.console.Size = 64 << 10
 	cmd := exec.Command(self, spec.Args...)
 	cmd.Dir = root
@@ -158,6 +161,7 @@ type fake struct {
 	root    string
 	pid     int
 	console tail.Buffer
+	oom     *atomic.Bool // nil if it was adopted
 	done    chan struct{}
 
 	mu   sync.Mutex
@@ -203,7 +207,7 @@ func (p *fake) Jail() sandbox.Jail {
 }
 
 func (p *fake) Done() <-chan struct{} { return p.done }
-func (p *fake) OOMKilled() bool       { return false }
+func (p *fake) OOMKilled() bool       { return p.oom != nil && p.oom.Load() }
 func (p *fake) Console() string       { return p.console.String() }
 
 func (p *fake) Kill(ctx context.Context) error {

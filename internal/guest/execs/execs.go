@@ -10,7 +10,9 @@
 // The invariant is that memory is bounded: each stream has a largest size, all of
 // them together have one, and so have the number of programs that ended and the
 // time for which they are remembered. No writer ever waits for room or for a
-// reader. The package runs nothing, and knows no frames or streams of the
+// reader. Of a program that is to be started once, the id and what was asked for
+// are remembered for good, and how many of them there may be is bounded, too. The
+// package runs nothing, and knows no frames or streams of the
 // protocol.
 package execs
 
@@ -31,12 +33,16 @@ const (
 	// how long.
 	maxEnded = 64
 	maxAge   = time.Hour
+	// maxOnce is how many programs may be started once. Each takes some 100 bytes.
+	maxOnce = 16 << 10
 )
 
 // What cannot be had.
 var (
 	ErrNotFound = errors.New("no program has that id")
 	ErrExists   = errors.New("a program has that id already")
+	ErrDiffers  = errors.New("a program has that id that was asked for otherwise")
+	ErrMany     = errors.New("too many programs were started that can be asked for again")
 	ErrBeyond   = errors.New("the output is not that long")
 )
 
@@ -59,12 +65,16 @@ type Registry struct {
 	// program writes can cost another its oldest output.
 	mu    sync.Mutex
 	execs []*Exec // in the order of their starts
+	// once has the digest of each program that is to be started once, by id.
+	once  map[string]string
 	used  int
 	spare []byte // a block that was dropped and can be used again
 }
 
 // New returns a registry whose programs' output takes no more than budget bytes.
-func New(budget int) *Registry { return &Registry{budget: budget, now: time.Now} }
+func New(budget int) *Registry {
+	return &Registry{budget: budget, now: time.Now, once: make(map[string]string)}
+}
 
 // Exec is one program.
 type Exec struct {
@@ -84,13 +94,21 @@ type Exec struct {
 	told  bool
 }
 
-// Add registers a program that is about to be started. The error is
-// [ErrExists].
-func (r *Registry) Add(id string, timeout time.Duration) (*Exec, error) {
+// Add registers a program that is about to be started. With a digest of what was
+// asked for, it is the only one that is ever registered with that id. The error is
+// [ErrExists], [ErrDiffers] or [ErrMany].
+func (r *Registry) Add(id, digest string, timeout time.Duration) (*Exec, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.find(id) >= 0 {
+	switch known, is := r.once[id]; {
+	case is && known != digest:
+		return nil, ErrDiffers
+	case is || r.find(id) >= 0:
 		return nil, ErrExists
+	case digest != "" && len(r.once) >= maxOnce:
+		return nil, ErrMany
+	case digest != "":
+		r.once[id] = digest
 	}
 	e := &Exec{
 		ID: id, Timeout: timeout, Stdout: &Stream{reg: r}, Stderr: &Stream{reg: r},
@@ -110,6 +128,25 @@ func (r *Registry) Get(id string) (*Exec, error) {
 		return r.execs[i], nil
 	}
 	return nil, ErrNotFound
+}
+
+// GetOnce returns the program called id if it was registered with that digest. The
+// error is [ErrNotFound] if none was registered, [ErrDiffers] if it has another
+// digest, and [ErrExists] if it is no longer remembered what became of it.
+func (r *Registry) GetOnce(id, digest string) (*Exec, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.prune()
+	i := r.find(id)
+	switch known, is := r.once[id]; {
+	case !is && i < 0:
+		return nil, ErrNotFound
+	case known != digest:
+		return nil, ErrDiffers
+	case i < 0:
+		return nil, ErrExists
+	}
+	return r.execs[i], nil
 }
 
 // List returns all programs in the order of their starts.

@@ -22,7 +22,7 @@ func registry(budget int) (*Registry, *time.Time) {
 
 func add(t *testing.T, r *Registry, id string) *Exec {
 	t.Helper()
-	e, err := r.Add(id, 0)
+	e, err := r.Add(id, "", 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +171,7 @@ func TestForgetting(t *testing.T) {
 	if list := r.List(); len(list) != 1 || list[0] != runs {
 		t.Errorf("%d are known after %v", len(list), maxAge)
 	}
-	if _, err := r.Add("runs", 0); !errors.Is(err, ErrExists) {
+	if _, err := r.Add("runs", "", 0); !errors.Is(err, ErrExists) {
 		t.Errorf("twice the same id: %v", err)
 	}
 }
@@ -202,4 +202,53 @@ func TestRoomIsTakenFromThoseThatEnded(t *testing.T) {
 	if first, end := large.Stdout.Span(); first == 0 || end-first < MaxStream/2 {
 		t.Errorf("of the largest, bytes %d to %d are kept", first, end)
 	}
+}
+
+// The id of a program that is started once is never used again, whatever becomes of
+// the program, and there is an end to such ids.
+func TestOnce(t *testing.T) {
+	r, now := registry(1 << 20)
+	e, err := r.Add("once", "digest", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	add(t, r, "plain")
+	is := func(when string, known *Exec, gone error) {
+		t.Helper()
+		for digest, want := range map[string]error{"digest": gone, "other": ErrDiffers} {
+			if got, err := r.GetOnce("once", digest); !errors.Is(err, want) || err == nil && got != known {
+				t.Errorf("%s, with the digest %q: %v", when, digest, err)
+			}
+		}
+		if _, err := r.Add("once", "digest", 0); !errors.Is(err, ErrExists) {
+			t.Errorf("%s it is started again: %v", when, err)
+		}
+		for _, digest := range []string{"other", ""} {
+			if _, err := r.Add("once", digest, 0); !errors.Is(err, ErrDiffers) {
+				t.Errorf("%s it is started again with the digest %q: %v", when, digest, err)
+			}
+		}
+	}
+	is("while it runs", e, nil)
+	e.End(&agentv1.Exit{}, 0)
+	is("when it has ended", e, nil)
+	*now = now.Add(maxAge + time.Second)
+	is("when it is forgotten", nil, ErrExists)
+	if _, err := r.GetOnce("nobody", "digest"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a program that was never started: %v", err)
+	}
+	if _, err := r.GetOnce("plain", "digest"); !errors.Is(err, ErrDiffers) {
+		t.Errorf("a program without a digest: %v", err)
+	}
+	for i := 1; i < maxOnce; i++ {
+		e, err := r.Add(fmt.Sprint(i), "digest", 0)
+		if err != nil {
+			t.Fatal(i, err)
+		}
+		r.Forget(e)
+	}
+	if _, err := r.Add("more", "digest", 0); !errors.Is(err, ErrMany) {
+		t.Errorf("one too many: %v", err)
+	}
+	add(t, r, "more")
 }

@@ -54,8 +54,16 @@ func (s *Server) exec(ctx context.Context, to *starter, req *agentv1.Exec) error
 	if req.GetId() == "" {
 		return s.bound(ctx, p)
 	}
+	if req.GetDetach() {
+		p.to.gone.Store(true)
+		p.stdin.orphan()
+		if err := p.stdin.feed(req.GetStdin(), !req.GetStdinOpen()); err != nil {
+			return err
+		}
+		req.Stdin = nil
+	}
 	if p.kept, err = s.keep(p); err != nil {
-		return err
+		return errors.Join(err, p.stdin.Close())
 	}
 	if req.GetDetach() {
 		return s.detached(p)
@@ -92,14 +100,6 @@ func (s *Server) lasting(p *program) {
 
 // detached starts a program that nobody listens to, and says so.
 func (s *Server) detached(p *program) error {
-	p.to.gone.Store(true)
-	p.stdin.orphan()
-	if err := p.stdin.feed(p.req.GetStdin(), !p.req.GetStdinOpen()); err != nil {
-		s.execs.Forget(p.kept)
-		s.release(p)
-		return err
-	}
-	p.req.Stdin = nil
 	s.goOn(p, func() {})
 	<-p.started
 	p.to.last()
@@ -209,8 +209,11 @@ func (s *Server) command(req *agentv1.Exec) (proc.Command, error) {
 	default:
 		return cmd, errors.New("neither code nor a command")
 	}
-	if req.GetDetach() && req.GetId() == "" {
-		return cmd, errors.New("a program without an id cannot be detached")
+	if req.GetId() == "" && (req.GetDetach() || len(req.GetDigest()) > 0) {
+		return cmd, errors.New("a program without an id can neither be detached nor be started once")
+	}
+	if len(req.GetDigest()) > maxDigest {
+		return cmd, fmt.Errorf("a digest of %d bytes is too long", len(req.GetDigest()))
 	}
 	ms := req.GetTimeoutMs()
 	if ms > uint64(maxTimeout/time.Millisecond) {
@@ -219,6 +222,9 @@ func (s *Server) command(req *agentv1.Exec) (proc.Command, error) {
 	cmd.Timeout = time.Duration(ms) * time.Millisecond
 	return cmd, nil
 }
+
+// maxDigest is how long the digest of a request can be, in bytes.
+const maxDigest = 64
 
 // maxTimeout is what a time limit can be without overflowing.
 const maxTimeout = 1<<63 - 1

@@ -25,7 +25,7 @@ func (s *Server) keep(p *program) (*execs.Exec, error) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	kept, err := s.execs.Add(id, p.cmd.Timeout)
+	kept, err := s.execs.Add(id, string(p.req.GetDigest()), p.cmd.Timeout)
 	if err != nil {
 		return nil, err
 	}
@@ -57,6 +57,9 @@ func (s *Server) listExecs(w *agentv1.FrameWriter, req *agentv1.ListExecs) error
 	all := s.execs.List()
 	if id := req.GetId(); id != "" {
 		e, err := s.execs.Get(id)
+		if digest := req.GetDigest(); len(digest) > 0 {
+			e, err = s.execs.GetOnce(id, string(digest))
+		}
 		if err != nil {
 			return err
 		}
@@ -229,6 +232,9 @@ func code(err error) (agentv1.Error_Code, uint64) {
 		{execs.ErrBeyond, agentv1.Error_BEYOND},
 		{errNoInput, agentv1.Error_ENDED},
 		{errFull, agentv1.Error_FULL},
+		{execs.ErrExists, agentv1.Error_EXISTS},
+		{execs.ErrDiffers, agentv1.Error_DIFFERS},
+		{execs.ErrMany, agentv1.Error_MANY},
 	} {
 		if errors.Is(err, known.err) {
 			return known.code, 0

@@ -10,8 +10,8 @@
 // aside has promised it to nobody else. A VM that ends or falls silent while it
 // waits is replaced.
 //
-// The pool keeps no records: a VM that no sandbox's record names has never been
-// used, and so the pool of the next daemon takes it over as it is.
+// The pool keeps no records: that of a VM says whether a sandbox has ever had it,
+// and the pool of the next daemon takes over those of which none has.
 package pool
 
 import (
@@ -147,6 +147,9 @@ func (p *Pool) Provision(ctx context.Context, req provision.Request) (*provision
 		}
 		vm, why := p.take(req)
 		if vm != nil {
+			if err := vm.Claim(); err != nil {
+				return nil, errors.Join(err, vm.Kill(ctx))
+			}
 			vm.BootPath = sandbox.Pooled
 			return vm, nil
 		}

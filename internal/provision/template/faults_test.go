@@ -3,10 +3,8 @@ package template
 import (
 	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -15,13 +13,13 @@ import (
 	"github.com/emberd/emberd/internal/firecracker"
 	"github.com/emberd/emberd/internal/firecracker/fctest"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/testenv"
 )
 
 // A disk that is full while a template is made is told, and leaves nothing of it
 // behind; with room again the template is made.
 func TestFullDisk(t *testing.T) {
-	if os.Getenv(ownMounts) == "" {
-		withOwnMounts(t)
+	if !testenv.OwnMounts(t) {
 		return
 	}
 	small := t.TempDir()
@@ -56,34 +54,6 @@ func TestFullDisk(t *testing.T) {
 	f.build()
 	if path := f.provide(); path != sandbox.Restored {
 		t.Errorf("a VM came by %s", path)
-	}
-}
-
-// ownMounts is set in a test binary that has a mount namespace of its own.
-const ownMounts = "EMBERD_TEST_OWN_MOUNTS"
-
-// withOwnMounts runs the test t once more, as root of namespaces of its own. What
-// it mounts is seen nowhere else and goes with it.
-func withOwnMounts(t *testing.T) {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.CommandContext(t.Context(), self, "-test.run", "^"+t.Name()+"$", "-test.v")
-	cmd.Env = append(os.Environ(), ownMounts+"=1")
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
-	if uid := os.Getuid(); uid != 0 {
-		cmd.SysProcAttr.Cloneflags = unix.CLONE_NEWUSER
-		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{HostID: uid, Size: 1}}
-		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{HostID: os.Getgid(), Size: 1}}
-	}
-	out, err := cmd.CombinedOutput()
-	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOSPC) {
-		t.Skipf("this host grants no namespaces: %v", err)
-	}
-	if err != nil || !strings.Contains(string(out), "--- PASS: "+t.Name()) {
-		t.Errorf("%v\n%s", err, out)
 	}
 }
 

@@ -260,6 +260,12 @@ func TestAdoptionOfANetwork(t *testing.T) {
 
 	noNetworks := adopter
 	noNetworks.Networks = nil
+	rec = leave(&policy)
+	if vm, err = noNetworks.Adopt(t.Context(), rec, &policy); err != nil || vm.Network() != nil || len(networks.Open()) > 0 {
+		t.Fatalf("where there are no networks any more: %+v, %v", vm, err)
+	}
+	f.kill(vm)
+
 	for name, tt := range map[string]struct {
 		made, policy *sandbox.Egress
 		adopter      provision.Adopter
@@ -268,7 +274,6 @@ func TestAdoptionOfANetwork(t *testing.T) {
 	}{
 		"no policy":    {&policy, nil, adopter, nil, "network interface is true"},
 		"no interface": {nil, &policy, adopter, nil, "network interface is false"},
-		"no networks":  {&policy, &policy, noNetworks, nil, "--egress"},
 		"no device": {&policy, &policy, adopter, func(rec store.VM) {
 			if err := os.Remove(filepath.Join(f.launcher.Dir, string(rec.ID), "tap-tap0")); err != nil {
 				t.Error(err)

@@ -224,6 +224,7 @@ func (s *Templates) restore(ctx context.Context, t *template, req provision.Requ
 		host := provision.Host{Records: s.cfg.Records, Log: s.cfg.Log, Faults: s.cfg.Faults}
 		vm, err = host.Ready(ctx, fc, provision.Identity{
 			ID: shell.ID(), Pack: req.Pack, Limits: req.Limits, BootPath: sandbox.Restored, Interface: nic,
+			Spare: req.Ahead,
 		})
 		return err
 	})
