@@ -347,7 +347,7 @@ func checkAsking(t *testing.T, n *internet.Internet, h *host, id string) {
 
 // ruleRequest asks for a rule.
 func ruleRequest(r rest.EgressRule) rest.EgressRuleRequest {
-	return rest.EgressRuleRequest{Host: r.Host, CIDR: r.CIDR, Ports: r.Ports, Protocol: r.Protocol}
+	return rest.EgressRuleRequest(r)
 }
 
 // isInvalid tells whether a request was refused as one that makes no sense, with
