@@ -15,6 +15,7 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/client"
+	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/testenv/internet"
 	"github.com/emberd/emberd/internal/testenv/oracle"
 )
@@ -145,7 +146,7 @@ func TestEgressCosts(t *testing.T) {
 		t.Skip("measures for minutes; run with -long")
 	}
 	n.Host("api.example.org", "203.0.113.10")
-	h := newHost(t, patient, online, withTemplates)
+	h := newHost(t, patient, online, func(c *daemon.Config) { c.Templates, c.Shells = true, 2 })
 	for _, egress := range []bool{false, true} {
 		if _, err := h.BuildTemplate(t.Context(), rest.TemplateRequest{LanguagePack: "python", Egress: egress}); err != nil {
 			t.Fatal(err)

@@ -26,9 +26,6 @@ var tries string
 // online is a daemon that asks the test's internet for names.
 func online(c *daemon.Config) { c.Egress.DNS = []netip.AddrPort{internet.Resolver} }
 
-// withTemplates has a daemon restore microVMs.
-func withTemplates(c *daemon.Config) { c.Templates, c.Shells = true, 2 }
-
 // policy reads a policy.
 func policy(t testing.TB, rules string) rest.EgressRequest {
 	t.Helper()
