@@ -194,7 +194,7 @@ func (k *kernel) batch(fill func(*nftables.Conn) error) error {
 func explain(err error) error {
 	for _, unknown := range []error{unix.ENOENT, unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.EAFNOSUPPORT} {
 		if errors.Is(err, unknown) {
-			return fmt.Errorf("this host's kernel lacks a part of nftables that network interfaces of sandboxes need (sudo modprobe -a %s): %w", strings.Join(hostkernel.NetworkModules()[1:], " "), err)
+			return sandbox.EgressUnavailable("this host's kernel lacks a part of nftables (sudo modprobe -a " + strings.Join(hostkernel.NetworkModules()[1:], " ") + ")").Because(err)
 		}
 	}
 	return err

@@ -9,6 +9,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/emberd/emberd/internal/sandbox"
 )
 
 const (
@@ -25,7 +27,7 @@ func makeTAP(uid int) error {
 	fd, err := unix.Open(tunDevice, unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("this host has no TUN, which network interfaces of sandboxes need (sudo modprobe tun): %w", err)
+			return sandbox.EgressUnavailable("this host has no TUN, no " + tunDevice + " (sudo modprobe tun)").Because(err)
 		}
 		return fmt.Errorf("open %s: %w", tunDevice, err)
 	}

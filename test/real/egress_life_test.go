@@ -11,8 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/client"
 	"github.com/emberd/emberd/internal/daemon"
@@ -261,7 +259,7 @@ func TestEgressLeavesNothing(t *testing.T) {
 	checkFaults(t, h, before, open)
 }
 
-// checkFaults breaks each step of making a network, and takes away what it needs.
+// checkFaults breaks each step of making a network, and takes away its device.
 func checkFaults(t *testing.T, h *host, before *oracle.Snapshot, open rest.EgressRequest) {
 	t.Helper()
 	for _, point := range egress.FaultPoints {
@@ -277,18 +275,26 @@ func checkFaults(t *testing.T, h *host, before *oracle.Snapshot, open rest.Egres
 			h.checkNoSandbox(t, point)
 		}
 	}
-	for what, errno := range map[string]error{"/dev/net/tun": os.ErrNotExist, "nf_tables": unix.EPROTONOSUPPORT} {
-		point := map[string]string{"/dev/net/tun": egress.FaultTAP, "nf_tables": egress.FaultRules}[what]
-		h.cfg.Faults.Do(point, func() error { return errno })
-		_, err := h.Create(t.Context(), "python", client.WithEgress(open))
-		h.cfg.Faults.Do(point, func() error { return nil })
-		if e, ok := errors.AsType[*client.Error](err); !ok || e.Code != "no_egress" || !strings.Contains(e.Message, what) {
-			t.Errorf("without %s: %v", what, err)
-		}
-		checkState(t, before)
-		h.checkNoSandbox(t, what)
-	}
+	checkWithoutTUN(t, h, before, open)
 	checkWorksAgain(t, h, open)
+}
+
+// checkWithoutTUN takes the host's TUN away for a create, which says so.
+func checkWithoutTUN(t *testing.T, h *host, before *oracle.Snapshot, open rest.EgressRequest) {
+	t.Helper()
+	const tun, away = "/dev/net/tun", "/dev/net/away"
+	if err := os.Rename(tun, away); err != nil {
+		t.Fatal(err)
+	}
+	_, err := h.Create(t.Context(), "python", client.WithEgress(open))
+	if err := os.Rename(away, tun); err != nil {
+		t.Fatal(err)
+	}
+	if e, ok := errors.AsType[*client.Error](err); !ok || e.Status != 503 || !strings.Contains(e.Message, "modprobe tun") {
+		t.Errorf("without %s: %v", tun, err)
+	}
+	checkState(t, before)
+	h.checkNoSandbox(t, tun)
 }
 
 func (h *host) checkNoSandbox(t *testing.T, why string) {
