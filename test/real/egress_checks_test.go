@@ -53,7 +53,7 @@ func checkForbidden(t *testing.T, n *internet.Internet, h *host, id string) {
 	n.Forget()
 	var ops []op
 	for _, a := range internet.Special {
-		ops = append(ops, tcpOp(a.String(), 80), tcpOp(a.String(), 9000), udpOp(a.String(), 4500), bareOp(a.String(), 9))
+		ops = append(ops, tcpOp(a.String(), 80), tcpOp(a.String(), 9000), bareOp(a.String(), 4500), bareOp(a.String(), 9))
 	}
 	outcomes, res := try(t, h.Client, id, n.CA.PEM(), ops...)
 	for i, o := range ops {
