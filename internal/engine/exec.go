@@ -77,6 +77,7 @@ type execution struct {
 func (e *Engine) attend(ctx context.Context, run execution, req sandbox.ExecRequest, out *outputs) (sandbox.ExecResult, error) {
 	ctx, cancel := e.whileStaying(ctx)
 	defer cancel()
+	e.follow(run)
 	exit, err := run.vm.Agent.Exec(ctx, run.command(req), agent.Stdio{
 		Stdin:  bytes.NewReader(req.Stdin),
 		Stdout: outputWriter{out, &out.stdout}, Stderr: outputWriter{out, &out.stderr}, Leave: out.unwanted,
