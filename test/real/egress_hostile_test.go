@@ -14,12 +14,8 @@ import (
 
 	"github.com/emberd/emberd/api/rest"
 	"github.com/emberd/emberd/client"
-	"github.com/emberd/emberd/internal/daemon"
 	"github.com/emberd/emberd/internal/testenv/oracle"
 )
-
-// withTemplates has a daemon restore microVMs.
-func withTemplates(c *daemon.Config) { c.Templates, c.Shells = true, 2 }
 
 // sniffing prints how many frames come to a guest that asks for none, and the first
 // of them, until a file is there.
@@ -74,7 +70,7 @@ PATIENCE = 4
 func TestEgressSpoofing(t *testing.T) {
 	n := newInternet(t)
 	n.Host("api.example.org", "203.0.113.10")
-	h := newHost(t, patient, online, withTemplates)
+	h := newHost(t, patient, online)
 	open := policy(t, `[{"host": "api.example.org"}, {"cidr": "198.51.100.0/24"}, {"cidr": "203.0.113.250/32"}, {"cidr": "203.0.113.250/32", "protocol": "udp"}]`)
 	ids := make([]string, 2)
 	for i := range ids {
@@ -242,7 +238,7 @@ while time.monotonic() < until:
 func TestEgressFloods(t *testing.T) {
 	n := newInternet(t)
 	n.Host("api.example.org", "203.0.113.10")
-	h := newHost(t, patient, online, withTemplates)
+	h := newHost(t, patient, online)
 	open := policy(t, `[{"host": "api.example.org"}, {"cidr": "198.51.100.0/24"}, {"cidr": "198.51.100.0/24", "protocol": "udp"}]`)
 	ids := make([]string, 2)
 	for i := range ids {
@@ -252,14 +248,14 @@ func TestEgressFloods(t *testing.T) {
 		}
 	}
 	attacker, neighbour := ids[0], ids[1]
-	idle, _ := h.whileFlooded(t, n, neighbour, func() { time.Sleep(span(4*time.Second, 20*time.Second)) })
+	idle, _ := h.whileFlooded(t, neighbour, func() { time.Sleep(span(4*time.Second, 20*time.Second)) })
 	t.Logf("idle: the neighbour's exec: %v", idle)
 	// As in TestBombs: seconds are too few for a p99.
 	slowest := span(max(10*idle.Percentile(99), 3*time.Second), 3*idle.Percentile(99))
 	for _, f := range netFloods {
 		seconds := span(3, 20)
 		var said string
-		execs, health := h.whileFlooded(t, n, neighbour, func() {
+		execs, health := h.whileFlooded(t, neighbour, func() {
 			said = h.run(t, attacker, fmt.Sprintf("import socket, struct, time\nn, until = 0, time.monotonic() + %d%s\nprint(n)", seconds, f.code))
 		})
 		began := time.Now()
@@ -277,7 +273,7 @@ func TestEgressFloods(t *testing.T) {
 
 // whileFlooded has the neighbour run programs and the daemon asked how it is, while
 // something goes on.
-func (h *host) whileFlooded(t *testing.T, _ any, neighbour string, goOn func()) (execs, health oracle.Timing) {
+func (h *host) whileFlooded(t *testing.T, neighbour string, goOn func()) (execs, health oracle.Timing) {
 	t.Helper()
 	asked := oracle.Watch(t.Context(), 100*time.Millisecond, func(ctx context.Context) error {
 		res, err := h.Exec(ctx, neighbour, client.Program{Code: "print('ok')"})

@@ -3,7 +3,6 @@ package real
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/netip"
 	"os"
 	"slices"
@@ -303,7 +302,7 @@ func strangersTable(t *testing.T) (rules string) {
 	makeStrangers(t)
 	rules = ruleset(t, os.Getpid())
 	if !strings.Contains(rules, "stranger") {
-		t.Fatal(fmt.Sprintf("the rules are %q", rules))
+		t.Fatalf("the rules are %q", rules)
 	}
 	return rules
 }

@@ -26,6 +26,9 @@ var tries string
 // online is a daemon that asks the test's internet for names.
 func online(c *daemon.Config) { c.Egress.DNS = []netip.AddrPort{internet.Resolver} }
 
+// withTemplates has a daemon restore microVMs.
+func withTemplates(c *daemon.Config) { c.Templates, c.Shells = true, 2 }
+
 // policy reads a policy.
 func policy(t testing.TB, rules string) rest.EgressRequest {
 	t.Helper()
@@ -344,7 +347,7 @@ func checkAsking(t *testing.T, n *internet.Internet, h *host, id string) {
 
 // ruleRequest asks for a rule.
 func ruleRequest(r rest.EgressRule) rest.EgressRuleRequest {
-	return rest.EgressRuleRequest{Host: r.Host, CIDR: r.CIDR, Ports: r.Ports, Protocol: r.Protocol}
+	return rest.EgressRuleRequest(r)
 }
 
 // isInvalid tells whether a request was refused as one that makes no sense, with

@@ -2,6 +2,7 @@ package real
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 
 	"github.com/miekg/dns"
@@ -57,9 +58,7 @@ func get(host string) string { return "GET /page HTTP/1.1\nHost: " + host }
 func merge(all ...args) args {
 	m := args{}
 	for _, a := range all {
-		for k, v := range a {
-			m[k] = v
-		}
+		maps.Copy(m, a)
 	}
 	return m
 }

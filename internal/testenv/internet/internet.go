@@ -191,7 +191,7 @@ func makeLink(addr, addr6 netip.Addr) (f *os.File, err error) {
 		return nil, fmt.Errorf("make interface %s: %w", link, err)
 	}
 	// An address that the kernel makes up is announced to everybody.
-	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/addr_gen_mode", []byte("1"), 0); err != nil { //nolint:gosec // it exists
+	if err := os.WriteFile("/proc/sys/net/ipv6/conf/"+link+"/addr_gen_mode", []byte("1"), 0); err != nil {
 		return nil, err
 	}
 	l, err := netlink.LinkByName(link)
@@ -239,7 +239,7 @@ func own() error {
 		}
 	}
 	// Of IPv6 a datagram may else only be sent from an address of an interface.
-	return os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1"), 0) //nolint:gosec // it exists
+	return os.WriteFile("/proc/sys/net/ipv6/ip_nonlocal_bind", []byte("1"), 0)
 }
 
 func single(a netip.Addr) netip.Prefix { return netip.PrefixFrom(a, a.BitLen()) }

@@ -162,8 +162,9 @@ func (n *Internet) page(w http.ResponseWriter, r *http.Request) {
 		count, _ := strconv.ParseInt(r.URL.Query().Get("n"), 10, 64)
 		_, _ = io.CopyN(w, zeros{}, count)
 	default:
+		w.Header().Set("Content-Type", "text/plain")
 		body, _ := io.ReadAll(io.LimitReader(r.Body, 1<<20))
-		_, _ = fmt.Fprintf(w, "%s %s of %s at %s with %d bytes, forwarded %q\n", r.Method, r.URL.Path, r.Host, at, len(body), r.Header["X-Forwarded-For"])
+		_, _ = fmt.Fprintf(w, "%s %s of %s at %s with %d bytes, forwarded %q\n", r.Method, r.URL.Path, r.Host, at, len(body), r.Header["X-Forwarded-For"]) //nolint:gosec // no browser reads it
 	}
 }
 
