@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -89,6 +90,15 @@ type Config struct {
 	// Networks gives microVMs network interfaces; nil is those of this host.
 	Networks provision.Networks
 	Faults   *fault.Set
+}
+
+// check returns an error if no daemon can be like that.
+func (c Config) check() error {
+	err := errors.Join(c.Limits.Check(), c.Egress.Check())
+	if c.RequestRate < 0 || c.OnceKeys < 0 {
+		err = errors.Join(err, errors.New("neither the rate of requests nor the number of keys can be negative"))
+	}
+	return err
 }
 
 // Launcher starts VMMs and finds them again.

@@ -73,11 +73,8 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		}
 	}()
 
-	if err := errors.Join(cfg.Limits.Check(), cfg.Egress.Check()); err != nil {
+	if err := cfg.check(); err != nil {
 		return nil, err
-	}
-	if cfg.RequestRate < 0 || cfg.OnceKeys < 0 {
-		return nil, errors.New("neither the rate of requests nor the number of keys can be negative")
 	}
 	if err := d.openTraces(); err != nil {
 		return nil, err
@@ -108,12 +105,8 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 			return nil, err
 		}
 	}
-	if err := kernel.CheckVmlinux(cfg.DataDir.Vmlinux()); err != nil {
-		return nil, fmt.Errorf("%w; `emberctl setup` installs it", err)
-	}
-	initrd := cfg.DataDir.GuestInitramfs()
-	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
-		return nil, fmt.Errorf("guest initramfs: %w", err)
+	if err := prepareGuests(cfg); err != nil {
+		return nil, err
 	}
 	policies, networks, err := d.openNetworks()
 	if err != nil {
@@ -149,6 +142,18 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	}
 	d.release.Add("listeners", func(context.Context) error { return d.listeners.Close() })
 	return d, nil
+}
+
+// prepareGuests makes what guests begin with, and checks the rest.
+func prepareGuests(cfg Config) error {
+	if err := kernel.CheckVmlinux(cfg.DataDir.Vmlinux()); err != nil {
+		return fmt.Errorf("%w; `emberctl setup` installs it", err)
+	}
+	initrd := cfg.DataDir.GuestInitramfs()
+	if err := kernel.BuildInitramfs(initrd, cfg.Init, cfg.DataDir.GuestModules(), kernel.GuestModules()); err != nil {
+		return fmt.Errorf("guest initramfs: %w", err)
+	}
+	return nil
 }
 
 // openAudit opens the file of what sandboxes may reach, and were refused to.

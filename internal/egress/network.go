@@ -145,7 +145,7 @@ func (h *Host) start(ctx context.Context, vmm VMM, e sandbox.Egress,
 		return nil, fmt.Errorf("network of %s: %w", vmm.ID, err)
 	}
 	n := &Network{id: vmm.ID, log: h.cfg.Log, ranges: h.cfg.Ranges, kernel: k, book: newBook(), policy: p}
-	n.user = serve(userConfig{
+	n.user = serve(userConfig{ //nolint:contextcheck // it goes on when the request for it has ended
 		policy: p, guest: k.guest, resolvers: servers, ipv6: h.cfg.IPv6,
 		open: k, book: n.book, sockets: s, log: h.cfg.Log.With("vm", vmm.ID),
 	})

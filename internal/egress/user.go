@@ -158,7 +158,3 @@ func pause(ctx context.Context) bool {
 		return true
 	}
 }
-
-// hostAt returns a name that was resolved to addr, so that a denial can say more
-// than an address; "" if there is none.
-func (u *user) hostAt(addr netip.Addr) string { return u.resolver.hostAt(addr) }

@@ -34,7 +34,7 @@ func OwnMounts(t *testing.T) bool {
 			args = append(args, "-"+f.Name+"="+f.Value.String())
 		}
 	})
-	cmd := exec.CommandContext(t.Context(), self, args...) //nolint:gosec // it is this test binary again
+	cmd := exec.CommandContext(t.Context(), self, args...)
 	cmd.Env = append(os.Environ(), ownMountsEnv+"=1")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: unix.CLONE_NEWNS}
 	if uid := os.Getuid(); uid != 0 {
