@@ -47,14 +47,9 @@ test-packages: build ## install, upgrade and purge the packages on a clean Debia
 	./test/packages.sh $(NFPM_VERSION) $(VERSION)
 
 .PHONY: test-long
-<<<<<<< HEAD
-test-long: build ## floods, bombs, residue, egress and all programs of Node; two hours, not in CI
-	./test/real.sh -long -test.timeout 180m -test.run '^(TestFloods|TestBombs|TestEgress.*|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$$'
-=======
-test-long: build ## floods, bombs, residue, soak, kills and all programs of Node; three hours, not in CI
+test-long: build ## floods, bombs, residue, soak, kills, egress and all programs of Node; hours, not in CI
 	go test -count=1 -v -timeout 20m ./internal/daemon -run '^TestHistory$$' -history 10m
-	./test/real.sh -long -test.timeout 300m -test.run '^(TestFloods|TestBombs|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne|TestSoak|TestKilledDaemonIsGoneOnWith|TestKilledDaemonLosesNoByte)$$'
->>>>>>> main
+	./test/real.sh -long -test.timeout 360m -test.run '^(TestFloods|TestBombs|TestEgress.*|TestNetworkBrokenAtEachStep|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne|TestSoak|TestKilledDaemonIsGoneOnWith|TestKilledDaemonLosesNoByte)$$'
 
 .PHONY: bench
 bench: build ## what a sandbox's life costs, inside the machine; BENCH_ARGS=--json

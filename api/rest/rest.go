@@ -14,9 +14,8 @@ import (
 
 // What the daemon accepts at most in the body of a request, in bytes.
 const (
-	MaxSmallBody  = 4 << 10 // of what has no limit of its own
-	MaxCreateBody = MaxSmallBody + MaxEgressBody
-	MaxExecBody   = 1 << 20
+	MaxSmallBody = 4 << 10 // of what has no limit of its own, a create among them
+	MaxExecBody  = 1 << 20
 )
 
 // OnceHeader names a request that makes or starts something, so that it is carried

@@ -40,6 +40,7 @@ func startDaemon(env *testscript.Env, data paths.Data) (*testDaemon, error) {
 	cfg.DataDir, cfg.RunDir = data, d.run
 	cfg.Init = data.Vmlinux() // any file: the fake runs none
 	cfg.Launcher = d.launcher
+	cfg.Networks = &fctest.Networks{Launcher: d.launcher}
 	cfg.Templates = false // the daemons of all scripts share a data directory
 	cfg.Faults = &fault.Set{}
 	cfg.Faults.Do(engine.FaultReady, d.ready.pass)

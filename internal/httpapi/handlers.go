@@ -36,7 +36,7 @@ type API struct {
 }
 
 func (a *API) create(w http.ResponseWriter, r *http.Request) (any, error) {
-	body, err := a.readBody(w, r, rest.MaxCreateBody)
+	body, err := a.readBody(w, r, rest.MaxSmallBody)
 	if err != nil {
 		return nil, err
 	}

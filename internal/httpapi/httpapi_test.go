@@ -71,8 +71,8 @@ func TestAnswers(t *testing.T) {
 		{name: "create, limit is a fraction", method: "POST", path: "/sandboxes", body: `{"timeout_s":1.5}`, status: 400, want: invalid},
 		{name: "create, limit twice", method: "POST", path: "/sandboxes", body: `{"vcpus":1,"vcpus":1}`, status: 400, want: `{"error":"field \"vcpus\" appears twice","code":"invalid_request"}`},
 		{name: "create, endless lifetime", method: "POST", path: "/sandboxes", body: `{"timeout_s":9223372036854775807}`, status: 400, want: `{"error":"timeout_s is 9223372036854775807; no time is that long","code":"invalid_request"}`},
-		{name: "create, 260 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 260<<10), status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
-		{name: "create, over 260 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 260<<10+1), status: 413, want: fmt.Sprintf(tooLarge, 260<<10)},
+		{name: "create, 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10), status: 201, want: `{"id":"sb_a1b2c3d4e5f6"}`},
+		{name: "create, over 4 KiB", method: "POST", path: "/sandboxes", body: padded(`{}`, 4<<10+1), status: 413, want: fmt.Sprintf(tooLarge, 4<<10)},
 
 		{name: "exec", method: "POST", path: exec, body: `{"code":"print(6*7)"}`,
 			engine: &fakeEngine{result: sandbox.ExecResult{Stdout: []byte("42\n"), Warm: true, Duration: 13021 * time.Microsecond}},
@@ -281,7 +281,7 @@ func TestPanic(t *testing.T) {
 func TestChunkedBody(t *testing.T) {
 	srv := httptest.NewServer(newAPI(&fakeEngine{}))
 	defer srv.Close()
-	body := io.MultiReader(strings.NewReader(padded(`{}`, rest.MaxCreateBody)), strings.NewReader(" "))
+	body := io.MultiReader(strings.NewReader(padded(`{}`, rest.MaxSmallBody)), strings.NewReader(" "))
 	resp, err := http.Post(srv.URL+"/sandboxes", "", body)
 	if err != nil {
 		t.Fatal(err)

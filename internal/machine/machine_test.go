@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/emberd/emberd/internal/agent"
+	"github.com/emberd/emberd/internal/kernel"
 	"github.com/emberd/emberd/internal/paths"
 )
 
@@ -70,7 +71,7 @@ func newMachine(t *testing.T, fault string) (Machine, Config) {
 // builtins has the machine's kernel need no module files.
 func builtins() string {
 	var list strings.Builder
-	for _, name := range []string{"virtio_pci", "virtio_blk", "squashfs", "overlay", "virtio_console", "kvm_amd", "tun"} {
+	for _, name := range kernel.MachineModules() {
 		fmt.Fprintf(&list, "kernel/%s.ko\n", name)
 	}
 	return list.String()

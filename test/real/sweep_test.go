@@ -42,7 +42,20 @@ const initEnv = "EMBERD_TEST_INIT"
 
 // Whatever step of the jail a daemon is at when it fails, takes long or is
 // killed. The steps of everything else are broken over fake VMMs.
-func TestJailBrokenAtEachStep(t *testing.T) {
+func TestJailBrokenAtEachStep(t *testing.T) { sweep(t, daemontest.JailPoints) }
+
+// The same for the steps of a network interface. Only with -long all of them are
+// swept: that each is undone when it fails is shown without a VM, too.
+func TestNetworkBrokenAtEachStep(t *testing.T) {
+	points := daemontest.NetworkPoints
+	if !*long {
+		points = points[len(points)-1:]
+	}
+	sweep(t, points)
+}
+
+func sweep(t *testing.T, points []daemontest.Point) {
+	t.Helper()
 	data, _ := small(t)
 	t.Setenv(initEnv, installedInit(t))
 	jails := filepath.Join(data.Jails(), "firecracker")
@@ -62,7 +75,7 @@ func TestJailBrokenAtEachStep(t *testing.T) {
 		Dir: string(data), Quick: time.Minute,
 		VMMs: func() int { return len(vms()) }, Left: vms,
 	}
-	for _, point := range daemontest.RealPoints {
+	for _, point := range points {
 		t.Run(point.Name, func(t *testing.T) {
 			before := takeState(t)
 			stand.Sweep(t, point)

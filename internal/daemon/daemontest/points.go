@@ -58,9 +58,12 @@ var Points = slices.Concat(
 	points(Recover, []string{engine.FaultRecover, provision.FaultAdopt, provision.FaultHello}),
 )
 
-// RealPoints are those of the jail and of network interfaces, which take real
-// microVMs.
-var RealPoints = slices.Concat(points(Restore, jail.FaultPoints), points(Network, egress.FaultPoints))
+// JailPoints and NetworkPoints are those of the jail and of network interfaces,
+// which take real microVMs.
+var (
+	JailPoints    = points(Restore, jail.FaultPoints)
+	NetworkPoints = points(Network, egress.FaultPoints)
+)
 
 func points(reach Reach, names []string) (all []Point) {
 	for _, name := range names {

@@ -16,7 +16,7 @@ import (
 // tree is in the table, and nothing else is hit.
 func TestEachFaultPointIsSwept(t *testing.T) {
 	swept := make(map[string]bool)
-	for _, p := range slices.Concat(Points, RealPoints) {
+	for _, p := range slices.Concat(Points, JailPoints, NetworkPoints) {
 		swept[p.Name] = true
 	}
 	found := 0
