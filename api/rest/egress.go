@@ -43,7 +43,7 @@ type EgressDenial struct {
 	Addr     string      `json:"addr,omitempty" example:"203.0.113.7" doc:"The address. Absent where a name was not resolved."`
 	Port     int         `json:"port,omitempty" example:"443" doc:"The port of the destination. Absent where there is none."`
 	Protocol string      `json:"protocol" example:"tcp" doc:"tcp, udp, icmp or the number of another protocol; dns for a name that was not resolved."`
-	Reason   string      `json:"reason" example:"no_rule" doc:"no_rule: no rule allows it. forbidden_address: a private or reserved address, or the host's own, which no rule opens. name_not_allowed: the address is allowed for another name than the one that the connection's first bytes have. no_name: they have none, or hide it. limit: a limit of the policy."`
+	Reason   string      `json:"reason" example:"no_rule" doc:"no_rule: no rule allows it. forbidden_address: a private or reserved address, or the host's own, which no rule opens. name_not_allowed: the address is allowed for another name than the one that the connection's first bytes have. no_name: they have none, or hide it. unresolved: none of the resolvers answered for the name. limit: a limit of the policy."`
 	Rule     *EgressRule `json:"rule,omitempty" doc:"The rule that would have allowed it. Absent if none can."`
 	Count    int64       `json:"count" example:"2" doc:"How often."`
 	Last     time.Time   `json:"last,omitzero" doc:"When it was refused last, as far as that is known."`

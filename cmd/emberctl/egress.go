@@ -407,6 +407,7 @@ func refusal(d rest.EgressDenial) string {
 		"forbidden_address": ": a private or reserved address, or the host's own",
 		"name_not_allowed":  ": the connection was for a name that is not allowed at that address",
 		"no_name":           ": the connection did not say which name it was for",
+		"unresolved":        ": no resolver of the host answered for it",
 		"limit":             ": a limit of the sandbox's egress",
 	}[d.Reason]
 	if d.Rule == nil {

@@ -114,7 +114,7 @@ func (c *counters) count(event sandbox.Event) {
 // The labels of denials. What is none of them is a number of the guest's choice.
 var (
 	deniedReasons = []sandbox.EgressReason{
-		sandbox.DeniedNoRule, sandbox.DeniedRange, sandbox.DeniedName, sandbox.DeniedUnnamed, sandbox.DeniedLimit,
+		sandbox.DeniedNoRule, sandbox.DeniedRange, sandbox.DeniedName, sandbox.DeniedUnnamed, sandbox.DeniedUnresolved, sandbox.DeniedLimit,
 	}
 	deniedProtocols = []sandbox.Protocol{sandbox.TCP, sandbox.UDP, sandbox.DNS, "icmp"}
 )
