@@ -61,7 +61,7 @@ if [[ $# -gt 0 ]]; then
 fi
 
 # The two halves take about as long as each other.
-long='^(TestHundredLives|TestJailBrokenAtEachStep|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne|TestEgress)$'
+long='^(TestHundredLives|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$'
 machines=(test-a test-b)
 run test-a real -kernel "$kernel" -test.run "$long" >"$out/a.log" 2>&1 &
 a=$!
