@@ -61,7 +61,7 @@ if [[ $# -gt 0 ]]; then
 fi
 
 # The two halves take about as long as each other.
-long='^(TestHundredLives|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne)$'
+long='^(TestHundredLives|TestJailBrokenAtEachStep|TestResidueAndSecrets|TestWarmInterpreterIsThePlainOne|TestEgress)$'
 machines=(test-a test-b)
 run test-a real -kernel "$kernel" -test.run "$long" >"$out/a.log" 2>&1 &
 a=$!
