@@ -94,7 +94,9 @@ func apply(settings []setting) error {
 // settings are those of the namespace before the interface is made. A new
 // namespace has some of the host's.
 func settings(ipv6 bool) []setting {
-	all := []setting{{"ipv4/ip_forward", "0"}}
+	// A refusal is told each time: the guest has the interface to itself, and the rate
+	// of its packets is bounded.
+	all := []setting{{"ipv4/ip_forward", "0"}, {"ipv4/icmp_ratelimit", "0"}}
 	for _, conf := range []string{"all", "default"} {
 		for _, name := range []string{"rp_filter", "accept_redirects", "send_redirects", "accept_source_route", "route_localnet", "accept_local"} {
 			// The source is looked at by the rules, and a reverse path filter would
@@ -116,6 +118,7 @@ func settings(ipv6 bool) []setting {
 		}
 	}
 	if ipv6 {
+		all = append(all, setting{"ipv6/icmp/ratelimit", "0"})
 		// No address that nobody gave it.
 		all = append(all, setting{"ipv6/conf/default/addr_gen_mode", "1"})
 	}

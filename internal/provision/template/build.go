@@ -267,9 +267,17 @@ func (s *Templates) prove(ctx context.Context, dir string, m *manifest, p pack.P
 	}
 	size := m.Key.Size
 	limits := sandbox.Limits{Size: size, DiskMiB: size.MemoryMiB / 2, PIDs: sandbox.DefaultPolicy().Default.PIDs}
-	vm, err := s.restore(ctx, t, provision.Request{
+	req := provision.Request{
 		Pack: p, Limits: limits, Egress: nothing(m.Key.Network), Begin: func(sandbox.VMID) error { return nil },
-	})
+	}
+	vm, err := s.restore(ctx, t, req)
+	if errors.Is(err, errTooLong) && ctx.Err() == nil {
+		// A guest may stall as it goes on, as one may while it boots, and has one more
+		// try as well: a template that is made anew takes longer.
+		s.cfg.Log.Warn("restored guest did not answer, restoring it again", "pack", p.Name, "err", err)
+		s.count(func(c *Counts) { c.FailedRestores++ })
+		vm, err = s.restore(ctx, t, req)
+	}
 	if err != nil {
 		return err
 	}

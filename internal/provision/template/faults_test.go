@@ -113,3 +113,19 @@ func TestSilenceAfterRestore(t *testing.T) {
 		})
 	}
 }
+
+// A guest that does not answer as its template is proved has one more try.
+func TestSilenceWhileProved(t *testing.T) {
+	f := newFixture(t, func(c *Config) { c.RestoreTimeout = 500 * time.Millisecond })
+	f.faults.Do(FaultProve, func() error {
+		f.launcher.Next(fctest.Mute)
+		return nil
+	})
+	f.build()
+	if got, want := f.Counts(), (Counts{Builds: 1, FailedRestores: 1}); got != want {
+		t.Errorf("counted is %+v, want %+v", got, want)
+	}
+	if path := f.provide(); path != sandbox.Restored {
+		t.Errorf("a VM came by %s", path)
+	}
+}

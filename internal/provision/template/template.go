@@ -196,6 +196,9 @@ func (s *Templates) Provision(ctx context.Context, req provision.Request) (*prov
 	return s.cfg.Cold.Provision(ctx, req)
 }
 
+// errTooLong is a restored guest that does not answer.
+var errTooLong = errors.New("the restore took too long")
+
 // restore makes a VM out of a template.
 func (s *Templates) restore(ctx context.Context, t *template, req provision.Request) (vm *provision.VM, err error) {
 	select {
@@ -207,7 +210,7 @@ func (s *Templates) restore(ctx context.Context, t *template, req provision.Requ
 	if err := t.unchanged(); err != nil {
 		return nil, &tamperedError{err}
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.RestoreTimeout, errors.New("the restore took too long"))
+	ctx, cancel := context.WithTimeoutCause(ctx, s.cfg.RestoreTimeout, errTooLong)
 	defer cancel()
 	pages := t.Armed
 	if req.Ahead {
