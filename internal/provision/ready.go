@@ -41,6 +41,15 @@ const dialInterval = 10 * time.Millisecond
 // may find one that was made a moment before.
 const reconnects = 5
 
+// firstPatience is how long an agent that listens may take to answer on the first
+// connection; each next one has twice as long. A guest that goes on after a restore
+// forgets the connections that it has, and says so only to who speaks after that: a
+// greeting that came before is never answered.
+const firstPatience = 2 * time.Second
+
+// errUnanswered is a connection on which the agent did not answer.
+var errUnanswered = errors.New("the agent did not answer")
+
 // errEnded is a VMM that is gone before its guest was up.
 var errEnded = errors.New("the VMM ended before the guest was up")
 
@@ -122,12 +131,16 @@ func Hello(ctx context.Context, fc *firecracker.VM, log *slog.Logger, faults *fa
 	}
 	tick := time.NewTicker(dialInterval)
 	defer tick.Stop()
+	patience := firstPatience
 	for broken := 0; ; {
-		session, err := greet(ctx, fc, log)
+		session, err := greet(ctx, patience, fc, log)
 		if err == nil {
 			return session, nil
 		}
-		if !errors.Is(err, vsock.ErrRefused) {
+		if errors.Is(err, errUnanswered) && ctx.Err() == nil {
+			log.Debug("agent did not answer, asking it on another connection", "waited_ms", patience.Milliseconds())
+			patience *= 2
+		} else if !errors.Is(err, vsock.ErrRefused) {
 			if broken++; broken > reconnects || errors.Is(err, agent.ErrVersion) {
 				return nil, err
 			}
@@ -143,10 +156,12 @@ func Hello(ctx context.Context, fc *firecracker.VM, log *slog.Logger, faults *fa
 }
 
 // greet tries once.
-func greet(ctx context.Context, fc *firecracker.VM, log *slog.Logger) (*agent.Session, error) {
+func greet(ctx context.Context, patience time.Duration, fc *firecracker.VM, log *slog.Logger) (*agent.Session, error) {
 	conn, err := fc.Dial(ctx, agentPort)
 	if err != nil {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, errUnanswered)
+	defer cancel()
 	return agent.Open(ctx, conn, log)
 }
