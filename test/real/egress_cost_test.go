@@ -179,8 +179,9 @@ func TestEgressCosts(t *testing.T) {
 	without := creates()
 	t.Logf("create by restore, without egress: %v", without)
 	for _, rules := range []int{2, 100, 1000} {
-		took := creates(client.WithEgress(rulesOf(rules)))
-		id, _ := create(client.WithEgress(rulesOf(rules)))
+		begin := client.WithEgress(rulesOf(min(rules, 100))) // what a create request has room for
+		took := creates(begin)
+		id, _ := create(begin)
 		var puts []time.Duration
 		for range 5 {
 			began := time.Now()
