@@ -39,13 +39,8 @@ type Host struct{ cfg Config }
 
 // New checks cfg, and makes nothing.
 func New(cfg Config) (*Host, error) {
-	if _, err := cfg.Ranges.Resolve(sandbox.Egress{}, cfg.Defaults); err != nil {
+	if err := CheckLimits(cfg.Defaults); err != nil {
 		return nil, err
-	}
-	for name, limit := range map[string][2]int{"rate": {cfg.Defaults.RateKiBps, MaxRateKiBps}, "total": {cfg.Defaults.TotalMiB, MaxTotalMiB}} {
-		if limit[0] < 0 || limit[0] > limit[1] {
-			return nil, fmt.Errorf("egress: the default %s is %d; it can be 0 to %d", name, limit[0], limit[1])
-		}
 	}
 	return &Host{cfg}, nil
 }
