@@ -16,7 +16,7 @@ type EgressRequest struct {
 // EgressRuleRequest allows connections to a host or to a range of addresses.
 type EgressRuleRequest struct {
 	Host     string `json:"host,omitempty" example:"api.example.org" doc:"A name, or *. and a name for all names below that one, but not itself. Give this or cidr."`
-	CIDR     string `json:"cidr,omitempty" example:"203.0.113.0/24" doc:"A range of addresses, or one address. Private and reserved ones are refused, unless the daemon's operator allows them."`
+	CIDR     string `json:"cidr,omitempty" doc:"A range of addresses, as 203.0.113.0/24 is one, or one address. Private and reserved ones are refused, unless the daemon's operator allows them."`
 	Ports    []int  `json:"ports,omitempty" nullable:"false" maxItems:"32" minimum:"1" maximum:"65535" example:"[443]" doc:"Ports of the destination. Absent means 80 and 443 of a host, and all of a range."`
 	Protocol string `json:"protocol,omitempty" enum:"tcp,udp" example:"tcp" doc:"Absent means tcp."`
 }

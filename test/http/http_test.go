@@ -85,6 +85,8 @@ func runDaemon(dir string) error {
 	cfg.DataDir, cfg.RunDir = paths.Data(filepath.Join(dir, "data")), paths.Run(filepath.Join(dir, "run"))
 	cfg.Socket = cfg.RunDir.Socket()
 	cfg.Init = os.Args[0]
+	// Fakes have no interface, and the daemon's document is to say so.
+	cfg.Egress.On = false
 	cfg.Launcher = &fctest.Launcher{Dir: dir}
 	// Fakes take nothing of what they are promised, and "no room" would be a
 	// right answer that looks like a server's error.
