@@ -57,9 +57,13 @@ func (h *Host) Resolve(asked sandbox.Egress) (sandbox.Egress, error) {
 	}
 	ports := 0
 	for _, rule := range e.Allow {
-		if rule.CIDR.IsValid() {
-			ports += max(1, len(rule.Ports))
+		if !rule.CIDR.IsValid() {
+			continue
 		}
+		if rule.CIDR.Addr().Is6() && !h.cfg.IPv6 {
+			return sandbox.Egress{}, sandbox.Invalid("egress: %s is IPv6, of which nothing passes unless emberd's --egress-ipv6 is given", rule.CIDR)
+		}
+		ports += max(1, len(rule.Ports))
 	}
 	if ports > MaxRangePorts {
 		return sandbox.Egress{}, sandbox.Invalid("egress: its rules for ranges have %d ports; they can have %d in all", ports, MaxRangePorts)

@@ -59,6 +59,17 @@ func TestResolveBoundsWhatTheKernelHasToChange(t *testing.T) {
 	}
 }
 
+func TestResolveTakesIPv6WhereItPasses(t *testing.T) {
+	asked := sandbox.Egress{Allow: []sandbox.EgressRule{{Host: "example.org"}, rangeRule("2001:db8::/32", sandbox.TCP, 443)}}
+	if got, err := newHost(t, Config{IPv6: true}).Resolve(asked); err != nil || len(got.Allow) != 2 {
+		t.Errorf("got %+v, %v", got, err)
+	}
+	_, err := newHost(t, Config{}).Resolve(asked)
+	if code, text := sandbox.Public(err); code != sandbox.CodeInvalid || !strings.Contains(text, "2001:db8::/32 is IPv6") || !strings.Contains(text, "--egress-ipv6") {
+		t.Errorf("got %v", err)
+	}
+}
+
 func TestRealNetwork(t *testing.T) {
 	h := newHost(t, Config{IPv6: true})
 	policy, err := h.Resolve(sandbox.Egress{Allow: []sandbox.EgressRule{rangeRule("203.0.113.0/24", sandbox.TCP, 443)}})
