@@ -72,7 +72,7 @@ func newBenchCmd(a *app) *cobra.Command {
 	f.IntVar(&cfg.Cold, "cold", 3, "how many cold boots")
 	f.IntVar(&cfg.Burst, "burst", 100, "how many creates in a row")
 	f.IntSliceVar(&cfg.Clients, "clients", []int{1, 2, 4}, "numbers of clients at a time")
-	f.IntVar(&cfg.Cycles, "cycles", 0, "how many more lives before what is left is looked for")
+	f.IntVar(&cfg.Cycles, "cycles", 0, "how many more lives before what is left is looked for, with emberd's memory before and after them")
 	f.StringVar(&compare, "compare", "", "a file that --json printed, to compare with")
 	return cmd
 }

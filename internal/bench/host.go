@@ -113,6 +113,29 @@ func (b *run) settled(ctx context.Context) (map[string]int, error) {
 	return seen, err
 }
 
+// daemonRSS is the resident memory of the emberd on this host in MiB, 0 if there
+// is none.
+func daemonRSS() float64 {
+	kib := 0
+	for _, path := range processes("emberd") {
+		n, _ := strconv.Atoi(strings.TrimSuffix(field(filepath.Join(path, "status"), "VmRSS"), " kB"))
+		kib += n
+	}
+	return round(float64(kib) / 1024)
+}
+
+// processes are the directories in /proc of what is called that.
+func processes(comm string) []string {
+	var dirs []string
+	all, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, path := range all {
+		if name, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(name)) == comm {
+			dirs = append(dirs, filepath.Dir(path))
+		}
+	}
+	return dirs
+}
+
 const openFiles = "open files of emberd"
 
 // lookAround counts the sandboxes and what they have on this host, by kind.
@@ -126,17 +149,12 @@ func (b *run) lookAround(ctx context.Context) (map[string]int, error) {
 		return nil, err
 	}
 	seen := map[string]int{"sandboxes": len(all)}
-	comms, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, path := range comms {
-		if name, err := os.ReadFile(path); err == nil {
-			switch name := strings.TrimSpace(string(name)); name {
-			case "firecracker", "jailer":
-				seen["processes called "+name]++
-			case "emberd":
-				fds, _ := os.ReadDir(filepath.Join(filepath.Dir(path), "fd"))
-				seen[openFiles] += len(fds)
-			}
-		}
+	for _, name := range []string{"firecracker", "jailer"} {
+		seen["processes called "+name] = len(processes(name))
+	}
+	for _, path := range processes("emberd") {
+		fds, _ := os.ReadDir(filepath.Join(path, "fd"))
+		seen[openFiles] += len(fds)
 	}
 	for _, tree := range []struct{ what, pattern string }{
 		{"cgroups", cgroupFS + "/emberd-*/*/cgroup.procs"},

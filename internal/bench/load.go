@@ -168,15 +168,26 @@ func (b *run) burst(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// soak lives more lives, unmeasured.
+// grown is after how many lives a daemon has all the memory that it keeps.
+const grown = 50
+
+// soak lives more lives, of which only emberd's memory is measured.
 func (b *run) soak(ctx context.Context) error {
+	rss := map[string]float64{}
 	for i := range b.Cycles {
+		if i == min(grown, b.Cycles-1) {
+			rss["before"] = daemonRSS()
+		}
 		if i%50 == 0 {
 			b.Progress.Step("life %d of %d", i+1, b.Cycles)
 		}
 		if _, _, err := b.oneCycle(ctx); err != nil {
 			return err
 		}
+	}
+	if rss["before"] > 0 {
+		rss["after"] = daemonRSS()
+		b.report.DaemonRSSMiB = rss
 	}
 	return nil
 }

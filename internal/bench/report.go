@@ -28,6 +28,9 @@ type Report struct {
 	// and "loaded" by an exec, and that of what all sandboxes of a template share,
 	// "template", counted once.
 	PSSMiB map[string]float64 `json:"pss_mib"`
+	// DaemonRSSMiB is the resident memory of emberd "before" and "after" the lives
+	// of [Config.Cycles].
+	DaemonRSSMiB map[string]float64 `json:"daemon_rss_mib,omitempty"`
 	// Rates are sandboxes per second.
 	Rates map[string]float64 `json:"rates_per_s"`
 	// Sweep is the whole cycle, several at a time.
@@ -139,6 +142,11 @@ func (r *Report) Facts() [][]string {
 	for _, name := range []string{"idle", "loaded", "template"} {
 		if x, ok := r.PSSMiB[name]; ok {
 			rows = append(rows, []string{"memory, " + name, fmt.Sprintf("%.1f MiB", x)})
+		}
+	}
+	for _, when := range []string{"before", "after"} {
+		if x, ok := r.DaemonRSSMiB[when]; ok {
+			rows = append(rows, []string{"emberd's memory, " + when, fmt.Sprintf("%.1f MiB", x)})
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(r.Rates)) {
