@@ -80,6 +80,7 @@ func TestEgressSpoofing(t *testing.T) {
 		}
 	}
 	attacker, neighbour := ids[0], ids[1]
+	needFrames(t, h.Client, attacker)
 	checkWorks(t, h.Client, n, attacker, true)
 	own := strings.Fields(h.run(t, attacker, ownAddresses))
 	others := strings.Fields(h.run(t, neighbour, ownAddresses))
@@ -248,6 +249,7 @@ func TestEgressFloods(t *testing.T) {
 		}
 	}
 	attacker, neighbour := ids[0], ids[1]
+	needFrames(t, h.Client, attacker)
 	idle, _ := h.whileFlooded(t, neighbour, func() { time.Sleep(span(4*time.Second, 20*time.Second)) })
 	t.Logf("idle: the neighbour's exec: %v", idle)
 	// As in TestBombs: seconds are too few for a p99.

@@ -70,6 +70,7 @@ func TestEgressFromTheFirstInstruction(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	needFrames(t, d.Client, cold)
 	checkQuiet(t, n, "booted")
 	checkFlood(t, d.Client, cold)
 	checkWorks(t, d.Client, n, cold, true)
