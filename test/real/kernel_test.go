@@ -11,9 +11,10 @@ import (
 
 var guestKernel = flag.String("kernel", "", "kernel that sandboxes must have: debian or build (default: either)")
 
-// needFrames skips the test if the guests' kernel is the built one, and its
-// programs can send no frames of their own making, which is checked. Debian's lets
-// them: there a program plays the guest that has a kernel of its own.
+// needFrames deletes the sandbox and skips the test if the guests' kernel is the
+// built one, whose programs can send no frames of their own making, which is
+// checked. Debian's lets them: there a program plays the guest that has a kernel of
+// its own.
 func needFrames(t *testing.T, c *client.Client, id string) {
 	t.Helper()
 	res, err := c.Exec(t.Context(), id, client.Program{Code: "import socket\nsocket.socket(socket.AF_PACKET, socket.SOCK_RAW)"})
@@ -25,6 +26,9 @@ func needFrames(t *testing.T, c *client.Client, id string) {
 		t.Fatalf("a packet socket: exit %d, %q", res.ExitCode, res.Stderr)
 	}
 	if refused {
+		if err := c.Delete(t.Context(), id); err != nil {
+			t.Error(err)
+		}
 		t.Skip("the built kernel has no packet sockets; what is sent by them is sent with Debian's")
 	}
 }

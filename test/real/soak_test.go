@@ -179,7 +179,7 @@ func TestEightSandboxes(t *testing.T) {
 
 // holdings is what a daemon takes.
 type holdings struct {
-	rss               int64
+	rss, anon         int64
 	files, goroutines int
 }
 
@@ -199,11 +199,15 @@ func (d *emberd) holdings(t *testing.T) holdings {
 	if err != nil {
 		t.Fatal(err)
 	}
+	anon, err := oracle.Anon(d.cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
 	files, err := oracle.Files(d.cmd.Process.Pid)
 	if err != nil {
 		t.Fatal(err)
 	}
-	held := holdings{rss: rss, goroutines: int(number(t, string(m[1])))}
+	held := holdings{rss: rss, anon: anon, goroutines: int(number(t, string(m[1])))}
 	for class, n := range files {
 		if !strings.HasPrefix(class, "anon_inode:[eventpoll") {
 			held.files += n
@@ -222,7 +226,7 @@ func (d *emberd) checkCost(t *testing.T, how string, alone holdings, n int) {
 	time.Sleep(idle)
 	busy := float64(ticks(t, d.cmd.Process.Pid)-spent) / 100 / idle.Seconds()
 	each := float64(n)
-	memory, files, routines := float64(now.rss-alone.rss)/(1<<20)/each, float64(now.files-alone.files)/each, float64(now.goroutines-alone.goroutines)/each
+	memory, files, routines := float64(now.anon-alone.anon)/(1<<20)/each, float64(now.files-alone.files)/each, float64(now.goroutines-alone.goroutines)/each
 	t.Logf("%d sandboxes that were %s: %.1f MiB in all, %.2f each; %.1f files and %.1f goroutines each; %.1f %% of a CPU",
 		n, how, float64(now.rss)/(1<<20), memory, files, routines, 100*busy)
 	if now.rss > 64<<20 || memory > 1.5 || files > 6 || routines > 8 {

@@ -73,12 +73,18 @@ func classOf(target string) string {
 }
 
 // RSS is the resident memory of a process, in bytes.
-func RSS(pid int) (int64, error) {
+func RSS(pid int) (int64, error) { return memory(pid, "VmRSS") }
+
+// Anon is what of the resident memory of a process is its own, in bytes: without
+// the files that it maps, of which the page cache decides how much is resident.
+func Anon(pid int) (int64, error) { return memory(pid, "RssAnon") }
+
+func memory(pid int, kind string) (int64, error) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0, err
 	}
-	kib, err := strconv.ParseInt(field(status, "VmRSS"), 10, 64)
+	kib, err := strconv.ParseInt(field(status, kind), 10, 64)
 	if err != nil {
 		return 0, fmt.Errorf("process %d has no memory: %w", pid, err) // a zombie
 	}
