@@ -146,7 +146,10 @@ func TestEgressCosts(t *testing.T) {
 		t.Skip("measures for minutes; run with -long")
 	}
 	n.Host("api.example.org", "203.0.113.10")
-	h := newHost(t, patient, online, func(c *daemon.Config) { c.Templates, c.Shells = true, 2 })
+	h := newHost(t, patient, online, func(c *daemon.Config) {
+		c.Templates, c.Shells = true, 2
+		c.Capacity.MemoryMiB = 1 << 14 // promised to 32 that use little of it
+	})
 	for _, egress := range []bool{false, true} {
 		if _, err := h.BuildTemplate(t.Context(), rest.TemplateRequest{LanguagePack: "python", Egress: egress}); err != nil {
 			t.Fatal(err)
