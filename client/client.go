@@ -275,13 +275,15 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any, optio
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if out == nil {
-		return nil
+	// To its end, also where nobody wants it: else the connection cannot be used again.
+	b, err := io.ReadAll(resp.Body)
+	if err == nil && out != nil {
+		err = json.Unmarshal(b, out)
 	}
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("read the answer of emberd at %s: %w", c.addr, err)
 	}
 	return nil

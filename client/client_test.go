@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -154,6 +155,47 @@ func TestRequests(t *testing.T) {
 				t.Errorf("got %v, %v, want %v", got, err, tt.want)
 			}
 		})
+	}
+}
+
+// Whatever is answered, and whether or not it is wanted, the connection is used
+// again: to make one takes longer than to hand over a sandbox.
+func TestOneConnection(t *testing.T) {
+	long := `{"sandboxes":[` + strings.TrimSuffix(strings.Repeat(`{"id":"sb_a1b2c3d4e5f6"},`, 10_000), ",") + "]}\n"
+	var connections atomic.Int64
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodDelete:
+			w.WriteHeader(http.StatusNotFound)
+			_, _ = io.WriteString(w, `{"error":"sandbox not found","code":"not_found"}`)
+		case r.URL.Path == "/healthz":
+			_, _ = io.WriteString(w, `{"status":"ok"}`)
+		default:
+			_, _ = io.WriteString(w, long)
+		}
+	}))
+	srv.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			connections.Add(1)
+		}
+	}
+	srv.Start()
+	defer srv.Close()
+	c := New(srv.URL)
+	defer c.http.CloseIdleConnections()
+	for range 3 {
+		if err := c.Healthy(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := c.List(t.Context()); err != nil || len(all) != 10_000 {
+			t.Fatalf("%d sandboxes, %v", len(all), err)
+		}
+		if err := c.Delete(t.Context(), "sb_a1b2c3d4e5f6"); err == nil {
+			t.Fatal("it was deleted")
+		}
+	}
+	if n := connections.Load(); n != 1 {
+		t.Errorf("%d connections were made", n)
 	}
 }
 
