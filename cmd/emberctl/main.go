@@ -8,7 +8,8 @@
 //	1    it did not
 //	2    the command line makes no sense
 //	124  run, exec: the program was stopped at its time limit
-//	125  run, exec: emberd failed, so the program's own status is not known
+//	125  run, exec: emberd failed, so the program's own status is not known, or the
+//	     program or its input could not be read
 //	130  interrupted
 //
 // run and exec exit with the program's own status when it has one. Data goes to

@@ -27,7 +27,8 @@ Exit status:
   the program's own, or 128+n when signal n ended it; and
   2    the command line makes no sense
   124  the program was stopped at its time limit
-  125  emberd failed: it is not known how the program ended
+  125  emberd failed, or the program could not be read: it did not run, or it is
+       not known how it ended
   130  interrupted`
 
 func newRunCmd(a *app) *cobra.Command {
@@ -58,7 +59,7 @@ The sandbox has no network unless --allow or --egress says what it may reach.
 		RunE: func(cmd *cobra.Command, args []string) error {
 			prog, err := src.program(cmd.Context(), a, args)
 			if err != nil {
-				return err
+				return &exitError{exitEmberd, err}
 			}
 			return a.runOnce(cmd.Context(), want, prog)
 		},
@@ -102,7 +103,7 @@ kept: an hour, and the youngest MiB of each stream.
 		RunE: func(cmd *cobra.Command, args []string) error {
 			prog, err := src.program(cmd.Context(), a, args[1:])
 			if err != nil {
-				return err
+				return &exitError{exitEmberd, err}
 			}
 			prog.Key = key
 			if detach {
@@ -142,7 +143,7 @@ func (a *app) start(ctx context.Context, id string, prog client.Program) error {
 // when it is interrupted.
 func (a *app) runOnce(ctx context.Context, want wish, prog client.Program) error {
 	if err := want.settle(ctx, a); err != nil {
-		return err
+		return &exitError{exitEmberd, err}
 	}
 	show, stop := a.progress()
 	defer stop()
