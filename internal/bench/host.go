@@ -117,20 +117,21 @@ func (b *run) settled(ctx context.Context) (map[string]int, error) {
 // is none.
 func daemonRSS() float64 {
 	kib := 0
-	for _, path := range processes("emberd") {
-		n, _ := strconv.Atoi(strings.TrimSuffix(field(filepath.Join(path, "status"), "VmRSS"), " kB"))
+	for _, dir := range processes()["emberd"] {
+		n, _ := strconv.Atoi(strings.TrimSuffix(field(filepath.Join(dir, "status"), "VmRSS"), " kB"))
 		kib += n
 	}
 	return round(float64(kib) / 1024)
 }
 
-// processes are the directories in /proc of what is called that.
-func processes(comm string) []string {
-	var dirs []string
-	all, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, path := range all {
-		if name, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(name)) == comm {
-			dirs = append(dirs, filepath.Dir(path))
+// processes are the directories in /proc of all processes, by what they are called.
+func processes() map[string][]string {
+	dirs := map[string][]string{}
+	comms, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, path := range comms {
+		if name, err := os.ReadFile(path); err == nil {
+			comm := strings.TrimSpace(string(name))
+			dirs[comm] = append(dirs[comm], filepath.Dir(path))
 		}
 	}
 	return dirs
@@ -149,11 +150,12 @@ func (b *run) lookAround(ctx context.Context) (map[string]int, error) {
 		return nil, err
 	}
 	seen := map[string]int{"sandboxes": len(all)}
+	running := processes()
 	for _, name := range []string{"firecracker", "jailer"} {
-		seen["processes called "+name] = len(processes(name))
+		seen["processes called "+name] = len(running[name])
 	}
-	for _, path := range processes("emberd") {
-		fds, _ := os.ReadDir(filepath.Join(path, "fd"))
+	for _, dir := range running["emberd"] {
+		fds, _ := os.ReadDir(filepath.Join(dir, "fd"))
 		seen[openFiles] += len(fds)
 	}
 	for _, tree := range []struct{ what, pattern string }{

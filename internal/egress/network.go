@@ -49,7 +49,8 @@ func New(cfg Config) (*Host, error) {
 // the kernel takes to change them grows with the square of it.
 const MaxRangePorts = 4096
 
-// Resolve is [Ranges.Resolve] with this host's ranges and defaults.
+// Resolve is [Ranges.Resolve] with this host's ranges and defaults. It also refuses
+// IPv6 where none passes, and more than [MaxRangePorts].
 func (h *Host) Resolve(asked sandbox.Egress) (sandbox.Egress, error) {
 	e, err := h.cfg.Ranges.Resolve(asked, h.cfg.Defaults)
 	if err != nil {
