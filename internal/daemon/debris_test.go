@@ -40,7 +40,7 @@ func TestDebris(t *testing.T) {
 	for _, id := range ids[1:] {
 		must(t, os.Remove(filepath.Join(records, id+".json")))
 	}
-	vms, err := filepath.Glob(filepath.Join(s.Dir, "run", "vms", "*.json"))
+	vms, err := filepath.Glob(filepath.Join(s.Dir, "run", "vms", "*"))
 	must(t, err)
 	for _, path := range vms {
 		if filepath.Base(path) != filepath.Base(in.Jail.Root)+".json" {

@@ -88,7 +88,7 @@ func (v *VM) Claim() error {
 		return nil
 	}
 	v.rec.Spare = false
-	return v.records.PutVM(v.rec)
+	return v.records.ClaimVM(v.ID)
 }
 
 // Done is closed when the VMM has ended, for whatever reason.

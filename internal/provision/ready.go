@@ -56,6 +56,7 @@ var errEnded = errors.New("the VMM ended before the guest was up")
 // Records is where it is written how a VM is found again.
 type Records interface {
 	PutVM(vm store.VM) error
+	ClaimVM(id sandbox.VMID) error
 	DeleteVM(id sandbox.VMID) error
 }
 

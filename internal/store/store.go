@@ -5,8 +5,8 @@
 // last is gone, so whatever happens to the daemon, the next one can find out
 // what there may be to clear up. A microVM has a record of its own from when it
 // is ready until nothing is left of it, with which the next daemon takes it over;
-// the sandbox that uses it names it in its record, and one that none names was
-// never used. That of a sandbox whose request is to be carried out once is not
+// the sandbox that uses it names it in its record. Whether a sandbox has ever had
+// it is in the name of the record and not in it, so that a rename is enough. That of a sandbox whose request is to be carried out once is not
 // removed but put aside, so that the answer to the request outlives the sandbox.
 //
 // Records live on tmpfs: they have to outlive the daemon, not the host, because
@@ -54,6 +54,7 @@ const version = 2
 // person to look at and out of the way.
 const (
 	suffix      = ".json"
+	spare       = ".spare" // in place of suffix, of a microVM that no sandbox has had
 	unfinished  = ".partial"
 	quarantined = ".corrupt"
 )
@@ -72,7 +73,7 @@ type VM struct {
 	// Network says that the VM has a network interface.
 	Network bool `json:"network,omitempty"`
 	// Spare says that the VM was made ahead and that no sandbox has had it.
-	Spare bool `json:"spare,omitempty"`
+	Spare bool `json:"-"`
 	// Secret is what the VM's agent proves that it knows.
 	Secret []byte `json:"secret"`
 	// Handle is what finds its VMM, in the words of what launched it.
@@ -159,16 +160,16 @@ func (s *Store) Put(sb sandbox.Sandbox) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", sb.ID, err)
 	}
-	return s.put(s.sandboxes, string(sb.ID), record{Sandbox: held})
+	return s.put(s.sandboxes, string(sb.ID)+suffix, record{Sandbox: held})
 }
 
 // Delete removes the record of id. One that is not there is no error.
-func (s *Store) Delete(id sandbox.ID) error { return s.remove(s.sandboxes, string(id)) }
+func (s *Store) Delete(id sandbox.ID) error { return s.remove(s.sandboxes, string(id)+suffix) }
 
 // Load reads the record of each sandbox. One that cannot be read is set aside
 // under another name and reported in the error; the others are returned all the
 // same. What a daemon that was killed had not finished writing is removed.
-func (s *Store) Load() ([]sandbox.Sandbox, error) { return load(s.sandboxes, ofSandbox) }
+func (s *Store) Load() ([]sandbox.Sandbox, error) { return load(s.sandboxes, suffix, ofSandbox) }
 
 func ofSandbox(name string, r record) (sb sandbox.Sandbox, err error) {
 	if r.Sandbox == nil {
@@ -196,10 +197,10 @@ func (s *Store) Retire(id sandbox.ID) error {
 }
 
 // Forget removes a record that was put aside. One that is not there is no error.
-func (s *Store) Forget(id sandbox.ID) error { return s.remove(s.answered, string(id)) }
+func (s *Store) Forget(id sandbox.ID) error { return s.remove(s.answered, string(id)+suffix) }
 
 // LoadRetired reads the records that were put aside, like [Store.Load].
-func (s *Store) LoadRetired() ([]sandbox.Sandbox, error) { return load(s.answered, ofSandbox) }
+func (s *Store) LoadRetired() ([]sandbox.Sandbox, error) { return load(s.answered, suffix, ofSandbox) }
 
 // PutVM writes the record of a microVM, like [Store.Put].
 func (s *Store) PutVM(vm VM) error {
@@ -207,26 +208,54 @@ func (s *Store) PutVM(vm VM) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", vm.ID, err)
 	}
-	return s.put(s.vms, string(vm.ID), record{VM: held})
+	end := suffix
+	if vm.Spare {
+		end = spare
+	}
+	return s.put(s.vms, string(vm.ID)+end, record{VM: held})
+}
+
+// ClaimVM has the record of a spare microVM say that a sandbox has it, at once or
+// not at all.
+func (s *Store) ClaimVM(id sandbox.VMID) error {
+	path := filepath.Join(s.vms, string(id))
+	err := s.Faults.Hit(FaultRename)
+	if err == nil {
+		err = os.Rename(path+spare, path+suffix)
+	}
+	if err != nil {
+		return fmt.Errorf("record %s: %w", id, err)
+	}
+	return nil
 }
 
 // DeleteVM removes the record of a microVM. One that is not there is no error.
-func (s *Store) DeleteVM(id sandbox.VMID) error { return s.remove(s.vms, string(id)) }
+func (s *Store) DeleteVM(id sandbox.VMID) error {
+	return s.remove(s.vms, string(id)+suffix, string(id)+spare)
+}
 
 // LoadVMs reads the record of each microVM, like [Store.Load].
 func (s *Store) LoadVMs() ([]VM, error) {
-	return load(s.vms, func(name string, r record) (vm VM, err error) {
-		if r.VM == nil {
-			return vm, errors.New("holds no microVM")
-		}
-		if err := json.Unmarshal(r.VM, &vm); err != nil {
-			return vm, err
-		}
-		if id, ok := sandbox.ParseVMID(string(vm.ID)); !ok || string(id) != name {
-			return vm, fmt.Errorf("holds the id %q", vm.ID)
-		}
-		return vm, nil
-	})
+	vms, err := load(s.vms, suffix, ofVM)
+	spares, sparesErr := load(s.vms, spare, ofVM)
+	for _, vm := range spares {
+		vm.Spare = true
+		vms = append(vms, vm)
+	}
+	return vms, errors.Join(err, sparesErr)
+}
+
+func ofVM(name string, r record) (vm VM, err error) {
+	if r.VM == nil {
+		return vm, errors.New("holds no microVM")
+	}
+	if err := json.Unmarshal(r.VM, &vm); err != nil {
+		return vm, err
+	}
+	if id, ok := sandbox.ParseVMID(string(vm.ID)); !ok || string(id) != name {
+		return vm, fmt.Errorf("holds the id %q", vm.ID)
+	}
+	return vm, nil
 }
 
 // SetAside names the sandboxes and the microVMs whose records could not be read,
@@ -246,8 +275,10 @@ func setAside(dir string) (names []string, err error) {
 		return nil, fmt.Errorf("records: %w", err)
 	}
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), suffix+quarantined); ok {
-			names = append(names, name)
+		for _, end := range []string{suffix, spare} {
+			if name, ok := strings.CutSuffix(e.Name(), end+quarantined); ok {
+				names = append(names, name)
+			}
 		}
 	}
 	return names, nil
@@ -259,7 +290,7 @@ func (s *Store) put(dir, name string, r record) error {
 	if err != nil {
 		return fmt.Errorf("record %s: %w", name, err)
 	}
-	path := filepath.Join(dir, name+suffix)
+	path := filepath.Join(dir, name)
 	if err = s.Faults.Hit(FaultWrite); err == nil {
 		err = os.WriteFile(path+unfinished, b, 0o600)
 	}
@@ -276,19 +307,21 @@ func (s *Store) put(dir, name string, r record) error {
 	return nil
 }
 
-func (s *Store) remove(dir, name string) error {
+// remove removes what there is of those names.
+func (s *Store) remove(dir string, names ...string) error {
 	err := s.Faults.Hit(FaultRemove)
-	if err == nil {
-		err = os.Remove(filepath.Join(dir, name+suffix))
+	for i := 0; i < len(names) && (err == nil || errors.Is(err, fs.ErrNotExist)); i++ {
+		err = os.Remove(filepath.Join(dir, names[i]))
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("record %s: %w", name, err)
+		return fmt.Errorf("record %s: %w", names[0], err)
 	}
 	return nil
 }
 
-// load reads the records in dir. content returns what one of that name holds.
-func load[T any](dir string, content func(name string, r record) (T, error)) ([]T, error) {
+// load reads the records in dir whose names end so. content returns what one of
+// that name holds.
+func load[T any](dir, end string, content func(name string, r record) (T, error)) ([]T, error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, fmt.Errorf("records: %w", err)
@@ -299,10 +332,10 @@ func load[T any](dir string, content func(name string, r record) (T, error)) ([]
 	)
 	for _, e := range entries {
 		path := filepath.Join(dir, e.Name())
-		if strings.HasSuffix(e.Name(), suffix+unfinished) {
+		if strings.HasSuffix(e.Name(), end+unfinished) {
 			errs = append(errs, os.Remove(path))
 		}
-		name, ok := strings.CutSuffix(e.Name(), suffix)
+		name, ok := strings.CutSuffix(e.Name(), end)
 		if !ok {
 			continue
 		}

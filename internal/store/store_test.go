@@ -15,6 +15,7 @@ import (
 
 	"github.com/emberd/emberd/internal/paths"
 	"github.com/emberd/emberd/internal/sandbox"
+	"github.com/emberd/emberd/internal/x/fault"
 	"github.com/emberd/emberd/internal/x/lockfile"
 )
 
@@ -192,6 +193,9 @@ func TestEveryFieldOfARecordIsSaved(t *testing.T) {
 			return
 		}
 		for field := range typ.Fields() {
+			if typ == reflect.TypeFor[VM]() && field.Name == "Spare" {
+				continue // is in the record's name
+			}
 			tag := field.Tag.Get("json")
 			if !field.IsExported() || tag == "" || tag == "-" {
 				t.Errorf("%s.%s is not saved", typ, field.Name)
@@ -225,12 +229,15 @@ func TestRecordsOfMicroVMs(t *testing.T) {
 		}
 	}
 	// Of one that is damaged, and of one that is a sandbox's, only the name is known.
-	damaged, swapped := sandbox.NewVMID(), sandbox.NewVMID()
-	for id, text := range map[sandbox.VMID]string{damaged: "{", swapped: `{"version":2,"sandbox":{"id":"sb_a1b2c3d4e5f6"}}`} {
-		if err := os.WriteFile(filepath.Join(run.VMs(), string(id)+".json"), []byte(text), 0o600); err != nil {
+	var ids []string
+	for text, end := range map[string]string{"{": ".json", `{"version":2,"sandbox":{"id":"sb_a1b2c3d4e5f6"}}`: ".json", "}": ".spare"} {
+		id := string(sandbox.NewVMID())
+		ids = append(ids, id)
+		if err := os.WriteFile(filepath.Join(run.VMs(), id+end), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
 	}
+	slices.Sort(ids)
 	got, err := s.LoadVMs()
 	if err == nil || !reflect.DeepEqual(got, []VM{want}) {
 		t.Errorf("got %+v, %v, want %+v and an error", got, err, want)
@@ -238,8 +245,6 @@ func TestRecordsOfMicroVMs(t *testing.T) {
 	for range 2 { // nothing is forgotten by the next daemon
 		sandboxes, vms, err := s.SetAside()
 		slices.Sort(vms)
-		ids := []string{string(damaged), string(swapped)}
-		slices.Sort(ids)
 		if err != nil || len(sandboxes) != 0 || !slices.Equal(vms, ids) {
 			t.Errorf("set aside: %v, %v, %v", sandboxes, vms, err)
 		}
@@ -247,6 +252,43 @@ func TestRecordsOfMicroVMs(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// Whether a sandbox has had a microVM is known to the next daemon, and a claim that
+// fails changes nothing.
+func TestClaimVM(t *testing.T) {
+	s := open(t, paths.Run(t.TempDir()))
+	s.Faults = &fault.Set{}
+	holds := func(want ...VM) {
+		t.Helper()
+		if got, err := s.LoadVMs(); err != nil || !reflect.DeepEqual(got, want) {
+			t.Errorf("got %+v, %v, want %+v", got, err, want)
+		}
+	}
+	vm := VM{ID: sandbox.NewVMID(), Pack: "python", Spare: true, Secret: []byte{1}, Handle: []byte("{}")}
+	if err := s.PutVM(vm); err != nil {
+		t.Fatal(err)
+	}
+	holds(vm)
+	s.Faults.Fail(FaultRename)
+	if err := s.ClaimVM(vm.ID); err == nil {
+		t.Error("a broken claim is no error")
+	}
+	holds(vm)
+	s.Faults.Do(FaultRename, func() error { return nil })
+	if err := s.ClaimVM(vm.ID); err != nil {
+		t.Error(err)
+	}
+	vm.Spare = false
+	holds(vm)
+	if err := s.ClaimVM(vm.ID); err == nil {
+		t.Error("one that is somebody's is claimed again")
+	}
+	spare := VM{ID: sandbox.NewVMID(), Spare: true, Secret: []byte{1}, Handle: []byte("{}")}
+	if err := errors.Join(s.PutVM(spare), s.DeleteVM(vm.ID), s.DeleteVM(spare.ID)); err != nil {
+		t.Error(err)
+	}
+	holds()
 }
 
 // A record that is put aside is gone from the others at once, and is there until it
@@ -312,14 +354,18 @@ func TestFlippedBytes(t *testing.T) {
 		s := open(t, run)
 		sandboxes, vms := map[sandbox.ID]sandbox.Sandbox{}, map[sandbox.VMID]VM{}
 		var files []string
-		for range 8 {
-			vm := VM{ID: sandbox.NewVMID(), Pack: "python", Rootfs: "digest", Secret: []byte{1, 2, 3}, Handle: []byte(`{"pid":7}`)}
+		for i := range 8 {
+			vm := VM{ID: sandbox.NewVMID(), Pack: "python", Rootfs: "digest", Spare: i%2 == 0, Secret: []byte{1, 2, 3}, Handle: []byte(`{"pid":7}`)}
+			end := suffix
+			if vm.Spare {
+				end = spare
+			}
 			sb := sandbox.Sandbox{ID: sandbox.NewID(), VM: vm.ID, Pack: "python", State: sandbox.Running, CreatedAt: time.Now().UTC().Round(0)}
 			if err := errors.Join(s.Put(sb), s.PutVM(vm)); err != nil {
 				t.Fatal(err)
 			}
 			sandboxes[sb.ID], vms[vm.ID] = sb, vm
-			files = append(files, filepath.Join(run.Sandboxes(), string(sb.ID)+suffix), filepath.Join(run.VMs(), string(vm.ID)+suffix))
+			files = append(files, filepath.Join(run.Sandboxes(), string(sb.ID)+suffix), filepath.Join(run.VMs(), string(vm.ID)+end))
 		}
 		flip(t, random, []int{1, 4, 1000}[random.IntN(3)], files)
 		if random.IntN(4) == 0 {
