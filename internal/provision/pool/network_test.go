@@ -17,8 +17,8 @@ func TestEgressIsNotServedFromThePool(t *testing.T) {
 	networks.Launcher = f.launcher
 	cold := f.cold
 	cold.Networks = networks
-	f.cfg.Source = provision.NewCold(cold)
 	f.await("it is full", ready(1))
+	f.cfg.Source = provision.NewCold(cold) // which the pool does not read as long as it is full
 	req := f.request()
 	req.Egress = &sandbox.Egress{}
 	vm := f.get(req)

@@ -172,7 +172,9 @@ func (p *Pool) take(req provision.Request) (vm *provision.VM, why string) {
 		if vm == nil {
 			s.missed(time.Now())
 		}
-		p.lookAgain()
+		// No refill begins before there was a lull, so until then the filler is left
+		// asleep: waking it is time that the client waits.
+		time.AfterFunc(p.tempo.lull, p.lookAgain)
 		return vm, "none is waiting in the pool"
 	}
 	return nil, "there is no pool of that pack with those limits"

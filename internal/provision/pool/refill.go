@@ -2,6 +2,7 @@ package pool
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/emberd/emberd/internal/provision"
@@ -138,6 +139,7 @@ func (p *Pool) prepare(vm *provision.VM) error {
 }
 
 // guard watches a VM while it waits, and clears it if it is of no use any more.
+// Nobody tells it when the VM is taken, as that would be on the client's time.
 func (p *Pool) guard(s *shelf, w *waiter) {
 	fault := p.awaitEnd(s, w)
 	p.mu.Lock()
@@ -156,15 +158,13 @@ func (p *Pool) guard(s *shelf, w *waiter) {
 	p.discard(s, w.vm)
 }
 
-// awaitEnd returns what is wrong with a VM, "" when it is taken or the pool is
-// closed.
+// awaitEnd returns what is wrong with a VM, "" when it was taken or the pool is
+// closed. What is wrong with one that was taken is somebody else's matter.
 func (p *Pool) awaitEnd(s *shelf, w *waiter) (fault string) {
 	tick := time.NewTicker(p.tempo.check)
 	defer tick.Stop()
 	for {
 		select {
-		case <-w.taken:
-			return ""
 		case <-p.quit:
 			return ""
 		case <-w.vm.Done():
@@ -172,6 +172,9 @@ func (p *Pool) awaitEnd(s *shelf, w *waiter) (fault string) {
 		case <-w.vm.Agent.Done():
 			return "the connection to its agent broke"
 		case <-tick.C:
+			if !p.waits(s, w) {
+				return ""
+			}
 			err := w.vm.Ping(p.ctx, p.tempo.silence)
 			switch {
 			case p.ctx.Err() != nil:
@@ -184,6 +187,13 @@ func (p *Pool) awaitEnd(s *shelf, w *waiter) (fault string) {
 			p.mu.Unlock()
 		}
 	}
+}
+
+// waits tells whether a VM is on its shelf.
+func (p *Pool) waits(s *shelf, w *waiter) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Contains(s.waiting, w)
 }
 
 // discard clears a VM that the shelf has counted. What cannot be cleared is tried

@@ -26,11 +26,7 @@ type shelf struct {
 }
 
 // waiter is a VM on its shelf.
-type waiter struct {
-	vm *provision.VM
-	// taken is closed when it leaves the shelf.
-	taken chan struct{}
-}
+type waiter struct{ vm *provision.VM }
 
 // alive says that nothing is known to be wrong with the VM.
 func (w *waiter) alive() bool {
@@ -52,7 +48,7 @@ func (s *shelf) holds(req provision.Request) bool {
 
 // put offers a VM.
 func (s *shelf) put(vm *provision.VM) *waiter {
-	w := &waiter{vm: vm, taken: make(chan struct{})}
+	w := &waiter{vm}
 	s.waiting = append(s.waiting, w)
 	return w
 }
@@ -78,7 +74,6 @@ func (s *shelf) remove(w *waiter) bool {
 		return false
 	}
 	s.waiting = slices.Delete(s.waiting, i, i+1)
-	close(w.taken)
 	return true
 }
 
