@@ -97,10 +97,10 @@ type Engine struct {
 	auditFails atomic.Bool
 	// wg counts the owners of sandboxes, and what watches the deadlines.
 	wg sync.WaitGroup
-	// wake has whoever watches the deadlines look again; quit, which is closed,
+	// alarm has whoever watches the deadlines look at them; quit, which is closed,
 	// ends it, and has the owners give up what they cannot take down. leave is
 	// closed to have them let go of what runs.
-	wake  chan struct{}
+	alarm *alarm
 	quit  chan struct{}
 	leave chan struct{}
 	// staying ends, by depart, when they are to let go.
@@ -197,7 +197,7 @@ func New(cfg Config) (*Engine, error) {
 	e := &Engine{
 		cfg: cfg, entries: make(map[sandbox.ID]*entry),
 		answers: newAnswers(cfg.OnceKeys),
-		wake:    make(chan struct{}, 1), quit: make(chan struct{}), leave: make(chan struct{}),
+		alarm:   newAlarm(cfg.Now), quit: make(chan struct{}), leave: make(chan struct{}),
 	}
 	e.staying, e.depart = context.WithCancelCause(context.Background())
 	var err error
@@ -302,7 +302,6 @@ func (e *Engine) create(ctx context.Context, spec sandbox.Spec) (sandbox.Sandbox
 		defer e.tellFailed(ctx, en, err)
 		return sandbox.Sandbox{}, fmt.Errorf("create %s: %w", sb.ID, errors.Join(err, e.abandon(ctx, en)))
 	}
-	e.lookAgain()
 	sb, _ = en.snapshot()
 	return sb, nil
 }
@@ -388,7 +387,10 @@ func (e *Engine) bringUp(ctx context.Context, en *entry, p pack.Pack, path sandb
 	en.idleSince = e.cfg.Now()
 	took := en.idleSince.Sub(en.began)
 	e.tell(running, sandbox.Event{Kind: sandbox.EventReady, Took: took})
+	next, _ := en.deadline()
+	e.alarm.by(next)
 	e.wg.Go(func() {
+		e.letAnswer(en)
 		e.cfg.Log.Info("sandbox created", "sandbox_id", sb.ID, "vm", sb.VM, "pack", sb.Pack,
 			"boot_path", sb.BootPath, "duration_ms", took.Milliseconds())
 		e.watch(context.WithoutCancel(ctx), en, vm)

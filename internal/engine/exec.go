@@ -183,13 +183,11 @@ func (e *Engine) endExec(run execution, res sandbox.ExecResult, err error) {
 // countOut counts one program less.
 func (e *Engine) countOut(en *entry) {
 	en.mu.Lock()
+	defer en.mu.Unlock()
 	en.execs--
-	idle := en.execs == 0
 	en.idleSince = e.cfg.Now()
-	en.mu.Unlock()
-	if idle {
-		e.lookAgain()
-	}
+	next, _ := en.deadline()
+	e.alarm.by(next)
 }
 
 // deathNotice is how long after a broken stream the end of its VM is waited

@@ -31,6 +31,10 @@ func (c *clock) Now() time.Time {
 	return c.now
 }
 
+// lookAgain has the deadlines looked at now, as a clock of its own may have passed
+// some.
+func (f *fixture) lookAgain() { f.alarm.timer.Reset(0) }
+
 // advance sets the clock forward, which f's deadlines are to notice.
 func (c *clock) advance(f *fixture, by time.Duration) {
 	c.mu.Lock()

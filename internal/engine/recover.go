@@ -137,7 +137,7 @@ func (e *Engine) Recover(ctx context.Context) {
 	e.mu.Lock()
 	e.found = nil
 	e.mu.Unlock()
-	e.lookAgain()
+	e.alarm.by(e.cfg.Now())
 	e.cfg.Log.Info("went on with what an earlier emberd left", "adopted", tally.of(adopted), "lost", tally.of(isLost),
 		"spare", tally.of(spare), "removed", tally.of(removed), "duration_ms", time.Since(began).Milliseconds())
 }

@@ -21,6 +21,22 @@ const (
 	lastChance   = time.Second
 )
 
+// headStart is what the answer to a create has before its sandbox is seen to: on
+// a host with few CPUs the client would wait for that.
+const headStart = 5 * time.Millisecond
+
+// letAnswer returns when a create has had its headStart, or the sandbox is to be
+// seen to at once.
+func (e *Engine) letAnswer(en *entry) {
+	timer := time.NewTimer(headStart)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-en.doomed:
+	case <-e.leave:
+	}
+}
+
 // watch owns a running sandbox: it waits for its end and takes it down. The end
 // is somebody's wish, or comes when the VM ends on its own or is of no use any
 // more because its agent is silent.
@@ -124,68 +140,4 @@ func endOf(vm *provision.VM) reason {
 		return oomKilled
 	}
 	return ended
-}
-
-// watchDeadlines takes down the sandboxes whose time is over. It waits for the
-// next deadline there is, and looks again when there may be an earlier one.
-func (e *Engine) watchDeadlines() {
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
-		select {
-		case <-e.quit:
-			return
-		case <-timer.C:
-		case <-e.wake:
-		}
-		if next := e.endOverdue(); next.IsZero() {
-			timer.Stop()
-		} else {
-			timer.Reset(next.Sub(e.cfg.Now()))
-		}
-	}
-}
-
-// lookAgain has the deadlines looked at, because there is a new one.
-func (e *Engine) lookAgain() {
-	select {
-	case e.wake <- struct{}{}:
-	default: // it is going to look in any case
-	}
-}
-
-// endOverdue dooms each sandbox whose deadline has come, and
-// returns the next deadline of the others, zero if there is none.
-func (e *Engine) endOverdue() time.Time {
-	var first time.Time
-	for _, en := range e.all() {
-		next, overdue := en.expire(e.cfg.Now())
-		switch {
-		case overdue != "":
-			_ = e.doom(en) // logged, and its owner removes the record anyhow
-		case !next.IsZero() && (first.IsZero() || next.Before(first)):
-			first = next
-		}
-	}
-	return first
-}
-
-// expire condemns a sandbox whose deadline has come and returns why; the caller
-// dooms it. For one that has time left it returns the deadline, and for one that
-// does not run nothing.
-func (en *entry) expire(now time.Time) (next time.Time, overdue reason) {
-	en.mu.Lock()
-	defer en.mu.Unlock()
-	if en.sb.State != sandbox.Running || en.left {
-		return time.Time{}, ""
-	}
-	next, why := en.began.Add(en.sb.Limits.Lifetime), expired
-	if unused := en.idleSince.Add(en.sb.Limits.IdleTimeout); en.execs == 0 && unused.Before(next) {
-		next, why = unused, idle
-	}
-	if next.After(now) {
-		return next, ""
-	}
-	en.sentence(why)
-	return time.Time{}, why
 }
