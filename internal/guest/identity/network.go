@@ -69,7 +69,7 @@ func oneHost(address []byte) bool {
 // is one, is down.
 func (s *system) configureNetwork(id *agentv1.Arm) (err error) {
 	n := id.GetNetwork()
-	index, err := interfaceIndex(nic)
+	index, err := s.interfaceIndex(nic)
 	if n == nil && errors.Is(err, unix.ENODEV) {
 		return nil
 	}
@@ -149,8 +149,17 @@ type link struct {
 }
 
 // interfaceIndex is the kernel's number of an interface. The error is
-// [unix.ENODEV] if there is none of that name.
-func interfaceIndex(name string) (int32, error) {
+// [unix.ENODEV] if there is none of that name, which is looked for in a file first:
+// asked for one that is not there, the kernel starts a program that could load its
+// driver, and waits for it.
+func (s *system) interfaceIndex(name string) (int32, error) {
+	all := filepath.Join(s.root, "proc/sys/net/ipv4/conf")
+	if _, err := os.Stat(filepath.Join(all, name)); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Stat(all); err != nil {
+			return 0, err
+		}
+		return 0, unix.ENODEV
+	}
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 0, err

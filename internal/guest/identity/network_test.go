@@ -3,6 +3,7 @@ package identity
 import (
 	"bytes"
 	"errors"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -86,6 +87,12 @@ func TestNetwork(t *testing.T) {
 		return
 	}
 	s := &system{root: t.TempDir()}
+	if err := s.configureNetwork(valid()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("where no interfaces can be looked for: %v", err)
+	}
+	if err := os.Symlink("/proc", filepath.Join(s.root, "proc")); err != nil {
+		t.Fatal(err)
+	}
 	if err := s.configureNetwork(valid()); err != nil {
 		t.Fatalf("without an interface: %v", err)
 	}
@@ -95,7 +102,7 @@ func TestNetwork(t *testing.T) {
 		t.Errorf("an interface that is not there: %v", err)
 	}
 	makeTAP(t)
-	for _, link := range []struct{ name, to string }{{"proc", "/proc"}, {"etc/resolv.conf", "/nowhere"}} {
+	for _, link := range []struct{ name, to string }{{"etc/resolv.conf", "/nowhere"}} {
 		path := filepath.Join(s.root, link.name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.Symlink(link.to, path)); err != nil {
 			t.Fatal(err)
