@@ -99,7 +99,11 @@ func run(interpreter string) error {
 	if params.Role == roleMachine {
 		return runMachine(ctx, server.New(cfg))
 	}
-	cfg.Arm, cfg.FilesFull = identity.New().Take, boot.FilesFull
+	id := identity.New()
+	if err := id.Prepare(); err != nil {
+		return fmt.Errorf("identity: %w", err)
+	}
+	cfg.Arm, cfg.FilesFull = id.Take, boot.FilesFull
 	if params.Warm != "" {
 		if cfg.Recipe, err = warm.ParseRecipe(params.Warm, params.Watch); err != nil {
 			return fmt.Errorf("command line: %w", err)

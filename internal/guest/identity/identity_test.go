@@ -107,6 +107,9 @@ func TestBounds(t *testing.T) {
 
 func TestFiles(t *testing.T) {
 	s := &system{root: t.TempDir(), bootIDMounted: true}
+	if err := (&Taker{system: s}).Prepare(); err != nil {
+		t.Fatal(err)
+	}
 	for range 2 { // in a system without the files, and over those of before
 		id := valid()
 		for _, take := range []func(*agentv1.Arm) error{s.writeMachineID, s.replaceBootID} {
