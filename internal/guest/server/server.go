@@ -227,7 +227,10 @@ func (s *Server) dispatch(ctx context.Context, stream net.Conn, w *agentv1.Frame
 			return fmt.Errorf("arm: %w", err)
 		}
 		last()
-		return w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+		err := w.WriteMessage(agentv1.FrameDone, &agentv1.Done{})
+		_ = stream.Close()
+		s.prepare() // behind the answer
+		return err
 	case *agentv1.Request_ListExecs:
 		last()
 		return s.listExecs(w, op.ListExecs)
@@ -296,7 +299,7 @@ func (s *Server) arm(id *agentv1.Arm) error {
 		secret := id.GetSecret()
 		s.secret.Store(&secret)
 		if s.ahead != nil {
-			s.ahead.Renew()
+			s.ahead.Expire()
 		}
 		return nil
 	})

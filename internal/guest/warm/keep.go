@@ -12,6 +12,7 @@ func (i *Interpreter) keep(ctx context.Context) {
 	defer i.end()
 	rest := minRest
 	for {
+		i.endStale()
 		waiting, wanted, epoch := i.state()
 		switch {
 		case waiting != nil:
@@ -60,7 +61,7 @@ func (i *Interpreter) state() (waiting *ready, wanted bool, epoch int) {
 }
 
 // offer makes r, which took so long to make, the one that waits, unless it was
-// begun before a renewal.
+// begun before the last one expired.
 func (i *Interpreter) offer(r *ready, epoch int, took time.Duration) {
 	i.mu.Lock()
 	i.standing = true
@@ -74,6 +75,17 @@ func (i *Interpreter) offer(r *ready, epoch int, took time.Duration) {
 	}
 	i.mu.Unlock()
 	if stale {
+		r.discard()
+	}
+}
+
+// endStale ends the processes that have expired.
+func (i *Interpreter) endStale() {
+	i.mu.Lock()
+	stale := i.stale
+	i.stale = nil
+	i.mu.Unlock()
+	for _, r := range stale {
 		r.discard()
 	}
 }
@@ -108,6 +120,7 @@ func (i *Interpreter) hope() {
 
 // end leaves nothing behind.
 func (i *Interpreter) end() {
+	i.endStale()
 	i.mu.Lock()
 	r := i.ready
 	i.ready, i.standing, i.failed = nil, false, errors.New("it was closed")

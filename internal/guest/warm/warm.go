@@ -102,10 +102,11 @@ type Interpreter struct {
 
 	mu       sync.Mutex
 	ready    *ready
+	stale    []*ready      // which nobody gets, and the keeper ends
 	spare    bool          // one is to be made for whoever comes
 	waiters  int           // how many wait for one
 	changed  chan struct{} // closed when a process is ready, or none will be soon
-	epoch    int           // counts renewals: what was begun before one is stale
+	epoch    int           // counts expirations: what was begun before one is stale
 	standing bool          // the last attempt worked
 	took     time.Duration // by the last one, where each is started anew
 	failed   error         // why it did not, while nothing is attempted
@@ -164,21 +165,18 @@ func (i *Interpreter) Wait(ctx context.Context) error {
 	}
 }
 
-// Renew ends the ready process and has another made: one that has drawn its
-// randomness before a snapshot would draw the same in each clone.
-func (i *Interpreter) Renew() {
+// Expire gives up the ready process, which nobody gets from then on: one that has
+// drawn its randomness before a snapshot would draw the same in each clone. It is
+// ended, and another one made, when the caller has done what is more urgent and
+// calls Prepare, or somebody wants one.
+func (i *Interpreter) Expire() {
 	i.mu.Lock()
-	stale := i.ready
-	i.ready = nil
+	defer i.mu.Unlock()
+	if i.ready != nil {
+		i.stale = append(i.stale, i.ready)
+		i.ready, i.spare = nil, true
+	}
 	i.epoch++
-	if stale != nil {
-		i.spare = true
-		i.rouse()
-	}
-	i.mu.Unlock()
-	if stale != nil {
-		stale.discard()
-	}
 }
 
 // Take hands code to a ready process and returns it, running, for the caller to

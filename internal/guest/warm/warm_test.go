@@ -399,12 +399,13 @@ func TestAnotherInterpreter(t *testing.T) {
 	}
 }
 
-// A renewed interpreter has another ready process, and the one before is dead.
-func TestRenew(t *testing.T) {
+// Once it has expired, nobody gets a process that was ready before, and it ends when
+// the next one is made.
+func TestExpire(t *testing.T) {
 	each(t, func(t *testing.T, kind warm.Kind) {
 		noChildren(t)
 		i := newInterpreter(t, kind, "")
-		i.Renew()
+		i.Expire()
 		if left := allChildren(t); len(left) != 0 {
 			t.Errorf("nothing was asked for, and there is %v", left)
 		}
@@ -413,10 +414,20 @@ func TestRenew(t *testing.T) {
 		for _, pid := range allChildren(t) {
 			before[pid] = true
 		}
-		i.Renew()
+		i.Expire()
 		_, out, ahead := i.run(t, "echo $$", 0)
 		if pid, _ := strconv.Atoi(strings.TrimSpace(out)); ahead && before[pid] {
 			t.Errorf("process %d was used, which was ready before", pid)
+		}
+		i.wait(t)
+		waiting := allChildren(t)
+		i.Expire()
+		i.Prepare()
+		i.wait(t)
+		for _, pid := range allChildren(t) {
+			if slices.Contains(waiting, pid) && (kind == warm.Prestart || pid != slices.Min(waiting)) {
+				t.Errorf("process %d goes on, which was ready before", pid) // the zygote, which is older, is to
+			}
 		}
 	})
 }
