@@ -52,8 +52,10 @@ type memory struct {
 	// proc is /proc/PID. It stands for that process even if another one gets its
 	// number.
 	proc *os.Root
-	// mem is the VMM's address space.
-	mem      *os.File
+	// mem is the VMM's address space, and pagemap tells of each page of it.
+	mem, pagemap *os.File
+	// file is what it has mapped.
+	file     *os.File
 	mappings []mapping
 }
 
@@ -75,7 +77,13 @@ func openMemory(pid int, snapshot string) (_ *memory, err error) {
 	if m.mem, err = m.proc.OpenFile("mem", os.O_RDWR, 0); err != nil {
 		return nil, err
 	}
-	if m.mappings, err = m.find(snapshot); err != nil {
+	if m.pagemap, err = m.proc.Open("pagemap"); err != nil {
+		return nil, err
+	}
+	if m.file, err = os.Open(snapshot); err != nil {
+		return nil, err
+	}
+	if m.mappings, err = m.find(); err != nil {
 		return nil, err
 	}
 	return m, nil
@@ -83,16 +91,18 @@ func openMemory(pid int, snapshot string) (_ *memory, err error) {
 
 func (m *memory) close() error {
 	err := m.proc.Close()
-	if m.mem != nil {
-		err = errors.Join(err, m.mem.Close())
+	for _, f := range []*os.File{m.mem, m.pagemap, m.file} {
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
 	}
 	return err
 }
 
 // find returns where the file is mapped. The VMM sees it by another path, in a
 // mount namespace of its own, so it is told by name and inode.
-func (m *memory) find(file string) ([]mapping, error) {
-	info, err := os.Stat(file)
+func (m *memory) find() ([]mapping, error) {
+	info, err := m.file.Stat()
 	if err != nil {
 		return nil, err
 	}
@@ -115,7 +125,7 @@ func (m *memory) find(file string) ([]mapping, error) {
 		)
 		// proc_pid_maps(5); a mapping without a file has no name.
 		n, _ := fmt.Sscanf(lines.Text(), "%x-%x %s %x %s %d %s", &from, &to, &perms, &offset, &dev, &inode, &name)
-		if n == 7 && inode == st.Ino && path.Base(name) == path.Base(file) {
+		if n == 7 && inode == st.Ino && path.Base(name) == path.Base(m.file.Name()) {
 			found = append(found, mapping{from, offset, to - from})
 		}
 	}
@@ -123,7 +133,7 @@ func (m *memory) find(file string) ([]mapping, error) {
 		return nil, err
 	}
 	if found == nil {
-		return nil, fmt.Errorf("the VMM has not mapped %s", file)
+		return nil, fmt.Errorf("the VMM has not mapped %s", m.file.Name())
 	}
 	return found, nil
 }
@@ -138,34 +148,43 @@ const (
 // written returns the pages that are the VMM's own: those that were written to
 // since it has mapped the file.
 func (m *memory) written() (Pages, error) {
-	pagemap, err := m.proc.Open("pagemap")
-	if err != nil {
-		return nil, fmt.Errorf("guest memory: %w", err)
-	}
-	defer pagemap.Close() //nolint:errcheck // it was only read
 	var pages Pages
 	for _, part := range m.mappings {
-		entries := make([]byte, part.length/pageSize*8)
-		if _, err := pagemap.ReadAt(entries, part.address/pageSize*8); err != nil {
+		own, err := m.own(part.address, part.length)
+		if err != nil {
 			return nil, fmt.Errorf("guest memory: %w", err)
 		}
-		for i := range part.length / pageSize {
-			entry := binary.NativeEndian.Uint64(entries[i*8:])
-			if entry&pagePresent != 0 && entry&pageOfFile == 0 {
-				pages = pages.add(part.offset/pageSize + i)
+		for i, own := range own {
+			if own {
+				pages = pages.add(part.offset/pageSize + int64(i))
 			}
 		}
 	}
 	return pages, nil
 }
 
+// own tells of each page in a part of the VMM's address space whether it is the
+// VMM's own.
+func (m *memory) own(address, length int64) ([]bool, error) {
+	entries := make([]byte, length/pageSize*8)
+	if _, err := m.pagemap.ReadAt(entries, address/pageSize*8); err != nil {
+		return nil, err
+	}
+	own := make([]bool, length/pageSize)
+	for i := range own {
+		entry := binary.NativeEndian.Uint64(entries[i*8:])
+		own[i] = entry&pagePresent != 0 && entry&pageOfFile == 0
+	}
+	return own, nil
+}
+
 // maxCopy is how many bytes are copied at a time.
 const maxCopy = 64 * pageSize
 
-// copyAhead makes the VMM's own copy of pages, by writing what they hold: some may
-// be its own already, with something else in them than in the file. The guest has
-// to stand still. One at a time, by faults of the guest, it takes several times as
-// long.
+// copyAhead makes the VMM's own copy of pages, by writing to them what the file
+// holds, unless they are its own already: then something else may be in them. The
+// guest has to stand still. One at a time, by faults of the guest, it takes several
+// times as long.
 func (m *memory) copyAhead(pages Pages) error {
 	buf := make([]byte, maxCopy)
 	for _, run := range pages {
@@ -174,17 +193,36 @@ func (m *memory) copyAhead(pages Pages) error {
 			if there == 0 {
 				return fmt.Errorf("guest memory: the VMM has not mapped the offset %d", off)
 			}
-			chunk := buf[:min(end-off, there, maxCopy)]
-			if _, err := m.mem.ReadAt(chunk, address); err != nil {
+			n, err := m.copyRun(buf[:min(end-off, there, maxCopy)], off, address)
+			if err != nil {
 				return fmt.Errorf("guest memory: %w", err)
 			}
-			if _, err := m.mem.WriteAt(chunk, address); err != nil {
-				return fmt.Errorf("guest memory: %w", err)
-			}
-			off += int64(len(chunk))
+			off += n
 		}
 	}
 	return nil
+}
+
+// copyRun copies the pages at the offset off as far as they are alike and buf has
+// room for them, and returns how many bytes that were.
+func (m *memory) copyRun(buf []byte, off, address int64) (int64, error) {
+	own, err := m.own(address, int64(len(buf)))
+	if err != nil {
+		return 0, err
+	}
+	alike := 1
+	for alike < len(own) && own[alike] == own[0] {
+		alike++
+	}
+	buf = buf[:alike*pageSize]
+	if own[0] {
+		return int64(len(buf)), nil
+	}
+	if _, err := m.file.ReadAt(buf, off); err != nil {
+		return 0, err
+	}
+	n, err := m.mem.WriteAt(buf, address)
+	return int64(n), err
 }
 
 // locate returns where the VMM has what is at that offset of the file, and how much
