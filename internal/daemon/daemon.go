@@ -116,7 +116,8 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 		Host: provision.Host{Records: records, Log: cfg.Log, Faults: cfg.Faults}, VMMs: launcher,
 		Networks: networks, Before: launcher.Left(),
 	}
-	source, err := d.openTemplates(ctx, launcher, packs, records, networks, info.Versions.Firecracker)
+	foreground := provision.NewForeground(runtime.NumCPU())
+	source, err := d.openTemplates(ctx, launcher, packs, records, networks, foreground, info.Versions.Firecracker)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +125,6 @@ func New(ctx context.Context, cfg Config) (_ *Daemon, err error) {
 	if err != nil {
 		return nil, err
 	}
-	foreground := provision.NewForeground(runtime.NumCPU())
 	d.openPool(source, kept, foreground)
 	d.engine, err = engine.New(engine.Config{
 		Packs: packs, Provisioner: d.pool, Store: records, Limits: cfg.Limits, Capacity: capacity, OnceKeys: cfg.OnceKeys,

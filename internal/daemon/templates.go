@@ -24,7 +24,7 @@ const buildBoots = 3
 
 // openTemplates returns what makes microVMs: by a restore if there are to be
 // templates, and else by a boot.
-func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launcher, packs *pack.Registry, records *store.Store, networks provision.Networks, release string) (provision.Provisioner, error) {
+func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launcher, packs *pack.Registry, records *store.Store, networks provision.Networks, foreground *provision.Foreground, release string) (provision.Provisioner, error) {
 	cfg := d.cfg
 	kernel, initrd := cfg.DataDir.Vmlinux(), cfg.DataDir.GuestInitramfs()
 	cold := provision.NewCold(provision.ColdConfig{
@@ -44,7 +44,7 @@ func (d *Daemon) openTemplates(ctx context.Context, launcher firecracker.Launche
 	}
 	templates, err := template.Open(ctx, template.Config{
 		Cold: cold, Launcher: launcher, Packs: packs, Dir: cfg.DataDir.Templates(), Kernel: kernel, Initrd: initrd,
-		Host: host, Size: cfg.Limits.Default.Size, Shells: cfg.Shells, Parallel: cfg.ParallelBoots,
+		Host: host, Size: cfg.Limits.Default.Size, Shells: cfg.Shells, Foreground: foreground, Parallel: cfg.ParallelBoots,
 		BuildTimeout: buildBoots * cfg.BootTimeout, RestoreTimeout: restoreTimeout, Records: records, Networks: networks,
 		Log: cfg.Log, Faults: cfg.Faults,
 	})

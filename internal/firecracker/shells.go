@@ -26,23 +26,25 @@ const launchTimeout = 20 * time.Second
 // Shells keeps a few shells ready, so that whoever needs one need not wait for
 // its launch. A shell that dies while it waits is replaced.
 type Shells struct {
-	launcher Launcher
-	n        int
-	log      *slog.Logger
-	faults   *fault.Set
-	stop     context.CancelFunc
-	wg       sync.WaitGroup
-	wake     chan struct{}
+	launcher  Launcher
+	n         int
+	standBack func(stop <-chan struct{})
+	log       *slog.Logger
+	faults    *fault.Set
+	stop      context.CancelFunc
+	wg        sync.WaitGroup
+	wake      chan struct{}
 
 	mu    sync.Mutex
 	ready []*Shell
 	busy  int
 }
 
-// NewShells keeps n shells ready until it is closed.
-func NewShells(ctx context.Context, l Launcher, n int, log *slog.Logger, faults *fault.Set) *Shells {
+// NewShells keeps n shells ready until it is closed. Before each launch it calls
+// standBack, which returns when nobody needs the CPU more, or stop is closed.
+func NewShells(ctx context.Context, l Launcher, n int, standBack func(stop <-chan struct{}), log *slog.Logger, faults *fault.Set) *Shells {
 	ctx, stop := context.WithCancel(context.WithoutCancel(ctx))
-	s := &Shells{launcher: l, n: n, log: log, faults: faults, stop: stop, wake: make(chan struct{}, 1)}
+	s := &Shells{launcher: l, n: n, standBack: standBack, log: log, faults: faults, stop: stop, wake: make(chan struct{}, 1)}
 	if n > 0 {
 		s.wg.Go(func() { s.keep(ctx) })
 	}
@@ -120,6 +122,9 @@ func (s *Shells) keep(ctx context.Context) {
 		}
 		failed := s.clear(ctx, (*Shell).ended) > 0
 		for !failed && s.wanted() && ctx.Err() == nil {
+			if s.standBack(ctx.Done()); !s.wanted() {
+				break // who needs one now has it looked at again
+			}
 			err := s.launch(ctx)
 			if failed = err != nil; failed && ctx.Err() == nil {
 				s.log.Warn("no VMM could be launched ahead", "err", err)

@@ -24,12 +24,17 @@ func TestMain(m *testing.M) {
 
 func newShells(t *testing.T, n int, faults *fault.Set) (*firecracker.Shells, *fctest.Launcher) {
 	t.Helper()
+	return newShellsBehind(t, n, func(<-chan struct{}) {}, faults)
+}
+
+func newShellsBehind(t *testing.T, n int, standBack func(<-chan struct{}), faults *fault.Set) (*firecracker.Shells, *fctest.Launcher) {
+	t.Helper()
 	dir, err := os.MkdirTemp("", "fc") //nolint:usetesting // its sockets need a short path
 	if err != nil {
 		t.Fatal(err)
 	}
 	l := &fctest.Launcher{Dir: dir}
-	s := firecracker.NewShells(t.Context(), l, n, slog.New(slog.DiscardHandler), faults)
+	s := firecracker.NewShells(t.Context(), l, n, standBack, slog.New(slog.DiscardHandler), faults)
 	t.Cleanup(func() {
 		s.Close()
 		if pids := l.Running(); len(pids) > 0 {
@@ -73,6 +78,30 @@ func TestShellsAreUsedOnceAndReplaced(t *testing.T) {
 		}
 	}
 	await(t, "two shells", func() bool { return s.Ready() == 2 })
+}
+
+// While others need the CPU no shell is launched ahead, and whoever needs one has
+// one launched all the same.
+func TestLaunchesStandBack(t *testing.T) {
+	lull := make(chan struct{})
+	s, l := newShellsBehind(t, 1, func(stop <-chan struct{}) {
+		select {
+		case <-lull:
+		case <-stop:
+		}
+	}, nil)
+	err := s.Use(t.Context(), func(sandbox.VMID) error { return nil }, func(shell *firecracker.Shell) error { return shell.Kill(t.Context()) })
+	if err != nil {
+		t.Error(err)
+	}
+	time.Sleep(100 * time.Millisecond)
+	if s.Ready() != 0 || len(l.Running()) != 0 {
+		t.Errorf("%d shells, VMMs: %v", s.Ready(), l.Running())
+	}
+	close(lull)
+	await(t, "shell", func() bool { return s.Ready() == 1 })
+	held, _ := newShellsBehind(t, 1, func(stop <-chan struct{}) { <-stop }, nil)
+	held.Close() // does not wait for a lull
 }
 
 func TestRefusedBeginLeavesNothing(t *testing.T) {

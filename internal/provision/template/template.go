@@ -46,8 +46,10 @@ type Config struct {
 	// Size is the size for which a template is made when one is missed. For
 	// others it is made when it is asked for.
 	Size sandbox.Size
-	// Shells is how many VMMs are kept ready.
-	Shells int
+	// Shells is how many VMMs are kept ready, and Foreground is what their launches
+	// stand back for; nil is nobody.
+	Shells     int
+	Foreground *provision.Foreground
 	// BuildTimeout bounds the making of a template, RestoreTimeout a restore.
 	BuildTimeout, RestoreTimeout time.Duration
 	// Parallel is how many VMs are restored at a time; more wait for their turn.
@@ -59,6 +61,18 @@ type Config struct {
 
 	Log    *slog.Logger
 	Faults *fault.Set
+}
+
+// A VMM is launched in a lull between requests, or when patience is over.
+const (
+	lull     = 50 * time.Millisecond
+	patience = time.Second
+)
+
+func (cfg Config) standBack(stop <-chan struct{}) {
+	if cfg.Foreground != nil {
+		cfg.Foreground.StandBack(stop, lull, patience)
+	}
 }
 
 // Templates restores VMs, and boots those it has no template for. It is a
@@ -136,7 +150,7 @@ func Open(ctx context.Context, cfg Config) (*Templates, error) {
 	}
 	s := &Templates{
 		cfg: cfg, unlock: unlock, slots: make(map[slotKey]*slot), turns: make(chan struct{}, cfg.Parallel),
-		shells: firecracker.NewShells(ctx, cfg.Launcher, cfg.Shells, cfg.Log, cfg.Faults), swept: make(chan struct{}),
+		shells: firecracker.NewShells(ctx, cfg.Launcher, cfg.Shells, cfg.standBack, cfg.Log, cfg.Faults), swept: make(chan struct{}),
 	}
 	s.inputs = sync.OnceValues(s.hashInputs)
 	s.ctx, s.stop = context.WithCancelCause(context.WithoutCancel(ctx))
