@@ -22,10 +22,12 @@ type groups struct {
 	left []string // directories that still had processes when their run ended
 }
 
-// group is the control group of one run; the zero value stands for none.
+// group is the control group of one run; the zero value stands for none. Its files
+// are opened before the run, as every program waits for what they say at the end.
 type group struct {
-	of  *groups
-	dir *os.File
+	of           *groups
+	dir          *os.File
+	memory, pids *os.File // events; nil where there is no such controller
 }
 
 // create makes an empty group. It is also the time to remove the groups whose
@@ -46,7 +48,10 @@ func (g *groups) create() (group, error) {
 	if err != nil {
 		return group{}, errors.Join(fmt.Errorf("open cgroup: %w", err), os.Remove(path))
 	}
-	return group{of: g, dir: dir}, nil
+	made := group{of: g, dir: dir}
+	made.memory, _ = os.Open(filepath.Join(path, "memory.events"))
+	made.pids, _ = os.Open(filepath.Join(path, "pids.events"))
+	return made, nil
 }
 
 // sweep removes the groups that are empty by now. The kernel refuses to remove
@@ -94,7 +99,9 @@ func (g group) release() {
 	if g.of == nil {
 		return
 	}
-	_ = g.dir.Close()
+	for _, f := range []*os.File{g.dir, g.memory, g.pids} {
+		_ = f.Close()
+	}
 	g.of.mu.Lock()
 	defer g.of.mu.Unlock()
 	g.of.left = append(g.of.left, g.dir.Name())

@@ -81,8 +81,8 @@ func (s *Slot) Silence() {
 	s.runner.orphans.discard(s.stderr.pipe)
 }
 
-// abandon leaves the slot to what still runs in it.
-func (s *Slot) abandon() {
+// Abandon leaves the slot to what still runs in it, whose output is discarded.
+func (s *Slot) Abandon() {
 	s.runner.orphans.discard(s.stdout.pipe)
 	s.runner.orphans.discard(s.stderr.pipe)
 	s.group.release()

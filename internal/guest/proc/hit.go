@@ -1,6 +1,8 @@
 package proc
 
 import (
+	"os"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/emberd/emberd/internal/x/flatkeyed"
@@ -20,21 +22,15 @@ func (g group) hit() Hit {
 	if g.of == nil {
 		return Hit{}
 	}
-	return Hit{
-		Memory: g.counted("memory.events", "oom_kill"),
-		PIDs:   g.counted("pids.events", "max"),
-	}
+	return Hit{Memory: counted(g.memory, "oom_kill"), PIDs: counted(g.pids, "max")}
 }
 
-// counted tells whether a counter of the group is not zero. It is three system
-// calls, as every program waits for them.
-func (g group) counted(file, event string) bool {
-	fd, err := unix.Openat(int(g.dir.Fd()), file, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
+// counted tells whether a counter in an open file is not zero.
+func counted(file *os.File, event string) bool {
+	if file == nil {
 		return false
 	}
-	defer func() { _ = unix.Close(fd) }()
 	var buf [512]byte
-	n, err := unix.Read(fd, buf[:])
+	n, err := unix.Pread(int(file.Fd()), buf[:], 0)
 	return err == nil && flatkeyed.Value(buf[:n], event) > 0
 }

@@ -146,6 +146,7 @@ func (r *Runner) Run(ctx context.Context, cmd Command, stdio Stdio) (Result, err
 		_ = stdio.Stdin.Close()
 		return Result{}, err
 	}
+	defer p.Abandon()
 	return r.Attend(ctx, p, cmd.Timeout, stdio)
 }
 
@@ -155,7 +156,8 @@ func (r *Runner) Run(ctx context.Context, cmd Command, stdio Stdio) (Result, err
 //
 // Attend returns when the program has ended and all that it wrote has been
 // handed over. Processes that it left in the background live on; their output
-// is read a moment longer and then discarded.
+// is read a moment longer. The caller abandons p once it has told of the end, for
+// which somebody waits.
 func (r *Runner) Attend(ctx context.Context, p *Process, timeout time.Duration, stdio Stdio) (Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
@@ -183,7 +185,6 @@ func (r *Runner) Attend(ctx context.Context, p *Process, timeout time.Duration, 
 	p.stderr.lingerFor(linger)
 	out.Wait()
 	hit := p.group.hit()
-	p.abandon()
 
 	if ctx.Err() != nil {
 		return Result{}, context.Cause(ctx)

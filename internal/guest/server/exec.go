@@ -82,7 +82,15 @@ func (s *Server) bound(ctx context.Context, p *program) error {
 	// Unblocks the reader, and writers of output that nobody takes any more.
 	defer context.AfterFunc(ctx, func() { _ = p.to.stream.SetDeadline(aLongTimeAgo) })()
 	defer cancel(nil)
+	defer p.abandon()
 	return s.run(ctx, p)
+}
+
+// abandon gives up what a program that has ended, or never ran, had here.
+func (p *program) abandon() {
+	if p.process != nil {
+		p.process.Abandon()
+	}
 }
 
 // lasting runs a program that outlives its stream, and returns when either has
@@ -113,6 +121,7 @@ func (s *Server) goOn(p *program, after func()) {
 	s.programs.Go(func() {
 		defer s.gate.leave()
 		defer s.prepare()
+		defer p.abandon()
 		defer after()
 		defer s.release(p)
 		if err := s.run(s.ctx, p); err != nil {

@@ -106,6 +106,7 @@ type ending struct {
 func attend(t *testing.T, runner *proc.Runner, p *proc.Process) ending {
 	t.Helper()
 	var out, errs bytes.Buffer
+	defer p.Abandon()
 	res, err := runner.Attend(t.Context(), p, time.Minute, proc.Stdio{
 		Stdin: io.NopCloser(strings.NewReader("input")), Stdout: &out, Stderr: &errs,
 	})

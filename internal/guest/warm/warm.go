@@ -73,6 +73,9 @@ const (
 	// ready before it gets the plain interpreter. It is twice as long as the last
 	// process took to start, if that is longer: the next has a lead on the plain one.
 	patience = 2 * time.Second
+	// lead is what the answer to a program has before the next ready process is
+	// made: on a host with few CPUs the client would wait for that.
+	lead = 10 * time.Millisecond
 	// minRest and maxRest are how long nothing is started ahead after a failure;
 	// it doubles with each.
 	minRest, maxRest = time.Second, time.Minute
@@ -112,6 +115,7 @@ type Interpreter struct {
 	failed   error         // why it did not, while nothing is attempted
 
 	wake   chan struct{}
+	later  *time.Timer // rouses the keeper
 	cancel context.CancelFunc
 	keeper sync.WaitGroup
 }
@@ -121,6 +125,8 @@ type Interpreter struct {
 func New(cfg Config) *Interpreter {
 	ctx, cancel := context.WithCancel(context.Background())
 	i := &Interpreter{cfg: cfg, cancel: cancel, changed: make(chan struct{}), wake: make(chan struct{}, 1)}
+	i.later = time.AfterFunc(lead, i.rouse)
+	i.later.Stop()
 	i.maker = &prestart{cfg: cfg}
 	if cfg.Recipe.Kind == Forkserver {
 		i.maker = &forkserver{cfg: cfg}
@@ -131,17 +137,19 @@ func New(cfg Config) *Interpreter {
 
 // Close ends the ready process and what makes them.
 func (i *Interpreter) Close() {
+	i.later.Stop()
 	i.cancel()
 	i.keeper.Wait()
 }
 
-// Prepare has a ready process made, if there is none, without waiting for it.
+// Prepare has a ready process made, if there is none, without waiting for it. That
+// begins a moment later, unless somebody needs one before.
 func (i *Interpreter) Prepare() {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.ready == nil {
 		i.spare = true
-		i.rouse()
+		i.later.Reset(lead)
 	}
 }
 
@@ -150,6 +158,7 @@ func (i *Interpreter) Wait(ctx context.Context) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, startTimeout, errors.New("no interpreter became ready in time"))
 	defer cancel()
 	i.Prepare()
+	i.rouse()
 	for {
 		i.mu.Lock()
 		ready, failed, changed := i.ready, i.failed, i.changed

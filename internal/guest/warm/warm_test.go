@@ -84,6 +84,7 @@ func (i *interpreter) run(t *testing.T, code string, timeout time.Duration) (res
 		return res, "", false
 	}
 	var out bytes.Buffer
+	defer p.Abandon()
 	res, err := i.runner.Attend(t.Context(), p, timeout, proc.Stdio{
 		Stdin: io.NopCloser(strings.NewReader("input")), Stdout: &out, Stderr: io.Discard,
 	})
