@@ -4,7 +4,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -15,8 +17,8 @@ import (
 const benchHelp = `Bench lives the lives of some hundred sandboxes and prints what their parts cost.
 
 Times are stated in P as well: the time of one plain start of the interpreter by
-fork and exec inside a sandbox of the same run. Milliseconds differ from host to
-host; these ratios hardly do.
+fork and exec inside a sandbox, right before and after what was measured.
+Milliseconds differ from host to host; these ratios hardly do.
 
 Classes are never mixed. A sandbox counts as what its record says:
 
@@ -110,8 +112,12 @@ func (a *app) printReport(r, old *bench.Report) error {
 		}{r, changes}), left)
 	}
 	h := r.Host
-	say(a.stdout, "%s, %d CPUs, %d MiB, Linux %s, KVM %s\nemberd %s, Firecracker %s, load %s\n\nP = %.1f ms\n\n",
+	say(a.stdout, "%s, %d CPUs, %d MiB, Linux %s, KVM %s\nemberd %s, Firecracker %s, load %s\n\nP = %.1f ms",
 		h.CPU, h.CPUs, h.MemoryMiB, h.Kernel, h.KVM, h.Emberd, h.Firecracker, h.Load, r.PMS)
+	if near := slices.Sorted(maps.Values(r.PMSOf)); len(near) > 0 {
+		say(a.stdout, ", between %.1f and %.1f in the parts of the run", near[0], near[len(near)-1])
+	}
+	say(a.stdout, "\n\n")
 	if err := a.printTable(r.Table()); err != nil {
 		return err
 	}

@@ -5,7 +5,9 @@
 // own record says it was, a pool hit, a restore or a cold boot, and a first exec
 // is no later exec. Times are stated as ratios to P, one plain start of the
 // interpreter inside a sandbox of the same run, because they differ from host to
-// host and these ratios hardly do.
+// host and these ratios hardly do. A host differs from itself, too, from one minute
+// to the next: so P is measured before and after each part of a run, and a class is
+// stated in the P of its own part.
 //
 // What a client cannot see (memory, when the last of a sandbox is gone, what is
 // left at the end) is read from the host, when the daemon is on it. The package
@@ -53,8 +55,8 @@ type Config struct {
 // Run measures. An error means that the report says nothing; what a run merely
 // lacks is in the report.
 func Run(ctx context.Context, cfg Config) (*Report, error) {
-	b := &run{Config: cfg, took: map[string][]time.Duration{}, report: &Report{
-		Began: time.Now().UTC(), Ratios: map[string]float64{}, Classes: map[string]Stats{},
+	b := &run{Config: cfg, took: map[string][]time.Duration{}, near: map[string][]time.Duration{}, report: &Report{
+		Began: time.Now().UTC(), Ratios: map[string]float64{}, Classes: map[string]Stats{}, PMSOf: map[string]float64{},
 		PSSMiB: map[string]float64{}, Rates: map[string]float64{}, NotMeasured: map[string]string{},
 		Left: []string{},
 	}}
@@ -64,7 +66,9 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 	r := b.report
 	for class, took := range b.took {
 		r.Classes[class] = statsOf(took)
+		r.PMSOf[class] = statsOf(b.near[class]).P50
 	}
+	r.PMS = statsOf(b.starts).P50
 	r.addRatios()
 	r.Seconds = round(time.Since(r.Began).Seconds())
 	return r, nil
@@ -74,6 +78,11 @@ func Run(ctx context.Context, cfg Config) (*Report, error) {
 type run struct {
 	Config
 	report *Report
+
+	// starts are all that P is made of, and near those around the parts in which a
+	// class was measured.
+	starts []time.Duration
+	near   map[string][]time.Duration
 
 	mu   sync.Mutex
 	took map[string][]time.Duration
@@ -97,7 +106,6 @@ func (b *run) all(ctx context.Context) error {
 		step string
 		do   func(context.Context) error
 	}{
-		{"measuring P", b.yardstick},
 		{"requests", b.http},
 		{"sandboxes from the pool", b.pooled},
 		{"sandboxes by restore", b.restored},
@@ -110,8 +118,7 @@ func (b *run) all(ctx context.Context) error {
 		{"creates in a row", b.burst},
 		{"more lives", b.soak},
 	} {
-		b.Progress.Step("%s", part.step)
-		if err := part.do(ctx); err != nil {
+		if err := b.part(ctx, part.step, part.do); err != nil {
 			return fmt.Errorf("%s: %w", part.step, err)
 		}
 	}
@@ -121,6 +128,35 @@ func (b *run) all(ctx context.Context) error {
 	}
 	b.report.Left, err = b.left(ctx, before)
 	return err
+}
+
+// part measures something, and P before and after it.
+func (b *run) part(ctx context.Context, step string, do func(context.Context) error) error {
+	b.Progress.Step("P, before %s", step)
+	before, err := b.yardstick(ctx)
+	if err != nil {
+		return err
+	}
+	known := map[string]int{}
+	for class, took := range b.took {
+		known[class] = len(took)
+	}
+	b.Progress.Step("%s", step)
+	if err := do(ctx); err != nil {
+		return err
+	}
+	after, err := b.yardstick(ctx)
+	if err != nil {
+		return err
+	}
+	around := slices.Concat(before, after)
+	b.starts = append(b.starts, around...)
+	for class, took := range b.took {
+		if len(took) > known[class] {
+			b.near[class] = append(b.near[class], around...)
+		}
+	}
+	return nil
 }
 
 // timed notes how long f takes as one of class.
@@ -144,42 +180,43 @@ func (b *run) note(class string, took time.Duration) {
 func (b *run) lacks(what string, err error) { b.report.NotMeasured[what] = err.Error() }
 
 // plainStarts prints how long a plain start of an interpreter takes, by fork and
-// exec inside the sandbox, in microseconds, twenty times after one that is not
+// exec inside the sandbox, in microseconds, nine times after one that is not
 // counted.
 const plainStarts = `
 import subprocess, time
-for i in range(21):
+for i in range(10):
     began = time.perf_counter()
     subprocess.run(["python3", "-c", "print(6*7)"], stdout=subprocess.DEVNULL, check=True)
     if i: print(int((time.perf_counter() - began) * 1e6))
 `
 
-func (b *run) yardstick(ctx context.Context) error {
-	return b.within(ctx, b.Pack, func(id string) error {
-		p, err := b.printed(ctx, id, plainStarts)
-		b.report.PMS = p.P50
+// yardstick returns how long plain starts of the interpreter take now.
+func (b *run) yardstick(ctx context.Context) (starts []time.Duration, err error) {
+	err = b.within(ctx, b.Pack, func(id string) error {
+		starts, err = b.printed(ctx, id, plainStarts)
 		return err
 	})
+	return starts, err
 }
 
 // printed runs code that prints times in microseconds.
-func (b *run) printed(ctx context.Context, id, code string) (Stats, error) {
+func (b *run) printed(ctx context.Context, id, code string) ([]time.Duration, error) {
 	res, err := b.exec(ctx, id, code)
 	if err != nil {
-		return Stats{}, err
+		return nil, err
 	}
 	var took []time.Duration
 	for line := range strings.FieldsSeq(string(res.Stdout)) {
 		us, err := strconv.Atoi(line)
 		if err != nil {
-			return Stats{}, fmt.Errorf("the sandbox printed %.100q: %w", res.Stdout, err)
+			return nil, fmt.Errorf("the sandbox printed %.100q: %w", res.Stdout, err)
 		}
 		took = append(took, time.Duration(us)*time.Microsecond)
 	}
 	if len(took) == 0 {
-		return Stats{}, errors.New("the sandbox printed no times")
+		return nil, errors.New("the sandbox printed no times")
 	}
-	return statsOf(took), nil
+	return took, nil
 }
 
 // exec runs a program that has to succeed.
@@ -327,9 +364,13 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// http measures a request for which nothing is done.
+// http measures a request for which nothing is done, after a moment's thought too:
+// in a row they take half as long, as everything is still in the CPU's caches.
 func (b *run) http(ctx context.Context) error {
-	for range 5 * b.N {
+	for range 2 * b.N {
+		if err := pause(ctx, thought); err != nil {
+			return err
+		}
 		if _, err := b.timed("http", func() error { return b.Client.Healthy(ctx) }); err != nil {
 			return err
 		}
@@ -362,10 +403,11 @@ func (b *run) node(ctx context.Context) error {
 		return nil
 	}
 	return b.within(ctx, "node", func(id string) error {
-		plain, err := b.printed(ctx, id, nodeStarts)
+		starts, err := b.printed(ctx, id, nodeStarts)
 		if err != nil {
 			return err
 		}
+		plain := statsOf(starts)
 		answer := func() error {
 			res, err := b.exec(ctx, id, "console.log(42)")
 			if err == nil && string(res.Stdout) != "42\n" {

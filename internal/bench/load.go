@@ -161,6 +161,16 @@ func (b *run) burst(ctx context.Context) error {
 	took := time.Since(began)
 	deletes.Wait()
 	b.report.Rates["burst"] = round(float64(b.Burst) / took.Seconds())
+	pool, err := b.Client.Pool(ctx)
+	if err != nil {
+		return errors.Join(append(errs, err)...)
+	}
+	for _, stock := range pool {
+		if stock.Pack == b.Pack && b.Burst < 4*stock.Max {
+			b.lacks("burst_to_restores_one_at_a_time", fmt.Errorf("a good part of a burst of %d is what the pool holds", b.Burst))
+			return errors.Join(errs...)
+		}
+	}
 	if restores := statsOf(b.took["create_restore"]); restores.P50 > 0 {
 		b.report.Rates["restore_one_at_a_time"] = round(1000 / restores.P50)
 		b.report.Ratios["burst_to_restores_one_at_a_time"] = round(b.report.Rates["burst"] / b.report.Rates["restore_one_at_a_time"])

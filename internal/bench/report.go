@@ -18,9 +18,12 @@ type Report struct {
 	Host    Host      `json:"host"`
 
 	// PMS is the yardstick P in milliseconds: the median time of one plain start
-	// of the interpreter by fork and exec inside a sandbox of this run.
+	// of the interpreter by fork and exec inside a sandbox, of all those in this run.
 	PMS float64 `json:"p_ms"`
-	// Ratios are medians in P, and NodePlain those of node in its own plain start.
+	// PMSOf is the same of those right before and after a class was measured.
+	PMSOf map[string]float64 `json:"p_ms_of"`
+	// Ratios are medians in the P of their class, and those of node in its own plain
+	// start.
 	Ratios map[string]float64 `json:"ratios"`
 	// Classes are the measured times in milliseconds, by class.
 	Classes map[string]Stats `json:"classes"`
@@ -97,11 +100,11 @@ var order = []struct{ class, ratio string }{
 	{"floor_restore", "floor_restore"}, {"http", "http"},
 }
 
-// addRatios states every class in P.
+// addRatios states every class in its P.
 func (r *Report) addRatios() {
 	for _, o := range order {
-		if s, ok := r.Classes[o.class]; ok && r.PMS > 0 {
-			r.Ratios[o.ratio] = round(s.P50 / r.PMS)
+		if s, ok := r.Classes[o.class]; ok && r.PMSOf[o.class] > 0 {
+			r.Ratios[o.ratio] = round(s.P50 / r.PMSOf[o.class])
 		}
 	}
 }

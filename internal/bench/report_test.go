@@ -24,11 +24,11 @@ func TestStats(t *testing.T) {
 }
 
 func TestRatios(t *testing.T) {
-	r := Report{PMS: 200, Ratios: map[string]float64{}, Classes: map[string]Stats{
+	r := Report{PMS: 300, PMSOf: map[string]float64{"create_pool": 200, "first_exec_pool": 200, "floor_restore": 100}, Ratios: map[string]float64{}, Classes: map[string]Stats{
 		"create_pool": {P50: 2}, "first_exec_pool": {P50: 50}, "floor_restore": {P50: 150},
 	}}
 	r.addRatios()
-	for name, want := range map[string]float64{"create_pool": 0.01, "first_exec": 0.25, "floor_restore": 0.75} {
+	for name, want := range map[string]float64{"create_pool": 0.01, "first_exec": 0.25, "floor_restore": 1.5} {
 		if got := r.Ratios[name]; got != want {
 			t.Errorf("%s is %v, want %v", name, got, want)
 		}
