@@ -102,6 +102,12 @@ func (b *run) all(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	b.Progress.Step("measuring P")
+	around, err := b.yardstick(ctx)
+	if err != nil {
+		return err
+	}
+	b.starts = slices.Clone(around)
 	for _, part := range []struct {
 		step string
 		do   func(context.Context) error
@@ -118,7 +124,8 @@ func (b *run) all(ctx context.Context) error {
 		{"creates in a row", b.burst},
 		{"more lives", b.soak},
 	} {
-		if err := b.part(ctx, part.step, part.do); err != nil {
+		b.Progress.Step("%s", part.step)
+		if around, err = b.part(ctx, around, part.do); err != nil {
 			return fmt.Errorf("%s: %w", part.step, err)
 		}
 	}
@@ -130,33 +137,26 @@ func (b *run) all(ctx context.Context) error {
 	return err
 }
 
-// part measures something, and P before and after it.
-func (b *run) part(ctx context.Context, step string, do func(context.Context) error) error {
-	b.Progress.Step("P, before %s", step)
-	before, err := b.yardstick(ctx)
-	if err != nil {
-		return err
-	}
+// part measures something, and P after it. Before it P was what is given, and before
+// the next part it is what is returned.
+func (b *run) part(ctx context.Context, before []time.Duration, do func(context.Context) error) (after []time.Duration, err error) {
 	known := map[string]int{}
 	for class, took := range b.took {
 		known[class] = len(took)
 	}
-	b.Progress.Step("%s", step)
 	if err := do(ctx); err != nil {
-		return err
+		return nil, err
 	}
-	after, err := b.yardstick(ctx)
-	if err != nil {
-		return err
+	if after, err = b.yardstick(ctx); err != nil {
+		return nil, err
 	}
-	around := slices.Concat(before, after)
-	b.starts = append(b.starts, around...)
+	b.starts = append(b.starts, after...)
 	for class, took := range b.took {
 		if len(took) > known[class] {
-			b.near[class] = append(b.near[class], around...)
+			b.near[class] = slices.Concat(b.near[class], before, after)
 		}
 	}
-	return nil
+	return after, nil
 }
 
 // timed notes how long f takes as one of class.

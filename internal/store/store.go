@@ -6,8 +6,9 @@
 // what there may be to clear up. A microVM has a record of its own from when it
 // is ready until nothing is left of it, with which the next daemon takes it over;
 // the sandbox that uses it names it in its record. Whether a sandbox has ever had
-// it is in the name of the record and not in it, so that a rename is enough. That of a sandbox whose request is to be carried out once is not
-// removed but put aside, so that the answer to the request outlives the sandbox.
+// it is in the name of the record and not in it, so that a rename is enough. That
+// of a sandbox whose request is to be carried out once is not removed but put
+// aside, so that the answer to the request outlives the sandbox.
 //
 // Records live on tmpfs: they have to outlive the daemon, not the host, because
 // the microVMs die with the host too. A rename is therefore all the durability
