@@ -6,6 +6,13 @@ import (
 	"time"
 )
 
+// What is made ahead begins in a lull of this length between requests, or when
+// patience is over.
+const (
+	Lull     = 50 * time.Millisecond
+	Patience = time.Second
+)
+
 // Foreground counts what clients wait for, so that work which nobody waits for
 // can stand back: a CPU is no faster for being wanted twice. Its methods may be
 // called by any number of goroutines.

@@ -89,7 +89,7 @@ type tempo struct {
 
 var normal = tempo{
 	check: 5 * time.Second, silence: 5 * time.Second,
-	decay: time.Minute, lull: 50 * time.Millisecond, patience: time.Second,
+	decay: time.Minute, lull: provision.Lull, patience: provision.Patience,
 	firstPause: time.Second, longPause: time.Minute,
 	prepare: 30 * time.Second,
 }
@@ -230,8 +230,8 @@ func (p *Pool) Leave() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, s := range p.shelves {
-		for _, w := range s.waiting {
-			w.vm.Leave()
+		for _, vm := range s.waiting {
+			vm.Leave()
 		}
 		s.waiting = nil
 	}

@@ -52,10 +52,10 @@ func (p *Pool) next(now time.Time) (first *shelf, due time.Time) {
 	for _, s := range p.shelves {
 		s.relax(now, p.tempo)
 		for len(s.waiting) > s.target {
-			w := s.waiting[len(s.waiting)-1]
-			s.remove(w)
+			vm := s.waiting[len(s.waiting)-1]
+			s.remove(vm)
 			s.apart++
-			p.wg.Go(func() { p.discard(s, w.vm) })
+			p.wg.Go(func() { p.discard(s, vm) })
 		}
 		at := s.due(p.tempo)
 		switch {
@@ -103,8 +103,8 @@ func (p *Pool) shelve(s *shelf, vm *provision.VM, err error) {
 	switch {
 	case err == nil:
 		s.apart--
-		w := s.put(vm)
-		p.wg.Go(func() { p.guard(s, w) })
+		s.waiting = append(s.waiting, vm)
+		p.wg.Go(func() { p.guard(s, vm) })
 	case vm != nil:
 		s.failed(time.Now(), p.tempo)
 		p.wg.Go(func() { p.discard(s, vm) })
@@ -140,10 +140,10 @@ func (p *Pool) prepare(vm *provision.VM) error {
 
 // guard watches a VM while it waits, and clears it if it is of no use any more.
 // Nobody tells it when the VM is taken, as that would be on the client's time.
-func (p *Pool) guard(s *shelf, w *waiter) {
-	fault := p.awaitEnd(s, w)
+func (p *Pool) guard(s *shelf, vm *provision.VM) {
+	fault := p.awaitEnd(s, vm)
 	p.mu.Lock()
-	if fault == "" && p.left() || !s.remove(w) {
+	if fault == "" && p.left() || !s.remove(vm) {
 		p.mu.Unlock()
 		return // it is somebody's, who watches it, or the next daemon's
 	}
@@ -153,29 +153,29 @@ func (p *Pool) guard(s *shelf, w *waiter) {
 	}
 	p.mu.Unlock()
 	if fault != "" {
-		p.cfg.Log.Warn("a microVM of the pool is of no use", "vm", w.vm.ID, "pack", s.stock.Pack.Name, "reason", fault)
+		p.cfg.Log.Warn("a microVM of the pool is of no use", "vm", vm.ID, "pack", s.stock.Pack.Name, "reason", fault)
 	}
-	p.discard(s, w.vm)
+	p.discard(s, vm)
 }
 
 // awaitEnd returns what is wrong with a VM, "" when it was taken or the pool is
 // closed. What is wrong with one that was taken is somebody else's matter.
-func (p *Pool) awaitEnd(s *shelf, w *waiter) (fault string) {
+func (p *Pool) awaitEnd(s *shelf, vm *provision.VM) (fault string) {
 	tick := time.NewTicker(p.tempo.check)
 	defer tick.Stop()
 	for {
 		select {
 		case <-p.quit:
 			return ""
-		case <-w.vm.Done():
+		case <-vm.Done():
 			return "it ended"
-		case <-w.vm.Agent.Done():
+		case <-vm.Agent.Done():
 			return "the connection to its agent broke"
 		case <-tick.C:
-			if !p.waits(s, w) {
+			if !p.waits(s, vm) {
 				return ""
 			}
-			err := w.vm.Ping(p.ctx, p.tempo.silence)
+			err := vm.Ping(p.ctx, p.tempo.silence)
 			switch {
 			case p.ctx.Err() != nil:
 				return ""
@@ -190,10 +190,10 @@ func (p *Pool) awaitEnd(s *shelf, w *waiter) (fault string) {
 }
 
 // waits tells whether a VM is on its shelf.
-func (p *Pool) waits(s *shelf, w *waiter) bool {
+func (p *Pool) waits(s *shelf, vm *provision.VM) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.Contains(s.waiting, w)
+	return slices.Contains(s.waiting, vm)
 }
 
 // discard clears a VM that the shelf has counted. What cannot be cleared is tried

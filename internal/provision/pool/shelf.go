@@ -11,7 +11,7 @@ import (
 type shelf struct {
 	stock Stock
 	// waiting VMs, the oldest first.
-	waiting []*waiter
+	waiting []*provision.VM
 	// apart is how many are being made or cleared, which count too.
 	apart  int
 	target int
@@ -25,14 +25,11 @@ type shelf struct {
 	counts   Status
 }
 
-// waiter is a VM on its shelf.
-type waiter struct{ vm *provision.VM }
-
-// alive says that nothing is known to be wrong with the VM.
-func (w *waiter) alive() bool {
+// alive says that nothing is known to be wrong with vm.
+func alive(vm *provision.VM) bool {
 	select {
-	case <-w.vm.Done():
-	case <-w.vm.Agent.Done():
+	case <-vm.Done():
+	case <-vm.Agent.Done():
 	default:
 		return true
 	}
@@ -46,30 +43,23 @@ func (s *shelf) holds(req provision.Request) bool {
 		ours.DiskMiB == theirs.DiskMiB && ours.PIDs == theirs.PIDs
 }
 
-// put offers a VM.
-func (s *shelf) put(vm *provision.VM) *waiter {
-	w := &waiter{vm}
-	s.waiting = append(s.waiting, w)
-	return w
-}
-
 // take removes the oldest VM, nil if there is none. One that has just ended is
 // left to whoever watches it.
 func (s *shelf) take() *provision.VM {
-	i := slices.IndexFunc(s.waiting, (*waiter).alive)
+	i := slices.IndexFunc(s.waiting, alive)
 	if i < 0 {
 		return nil
 	}
-	w := s.waiting[i]
-	s.remove(w)
+	vm := s.waiting[i]
+	s.remove(vm)
 	s.counts.Hits++
 	s.failures = 0
-	return w.vm
+	return vm
 }
 
-// remove takes w off the shelf, and tells whether it was there.
-func (s *shelf) remove(w *waiter) bool {
-	i := slices.Index(s.waiting, w)
+// remove takes vm off the shelf, and tells whether it was there.
+func (s *shelf) remove(vm *provision.VM) bool {
+	i := slices.Index(s.waiting, vm)
 	if i < 0 {
 		return false
 	}

@@ -63,15 +63,9 @@ type Config struct {
 	Faults *fault.Set
 }
 
-// A VMM is launched in a lull between requests, or when patience is over.
-const (
-	lull     = 50 * time.Millisecond
-	patience = time.Second
-)
-
 func (cfg Config) standBack(stop <-chan struct{}) {
 	if cfg.Foreground != nil {
-		cfg.Foreground.StandBack(stop, lull, patience)
+		cfg.Foreground.StandBack(stop, provision.Lull, provision.Patience)
 	}
 }
 
